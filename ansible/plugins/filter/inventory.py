@@ -1,0 +1,22 @@
+"""Questions that roles ask of the inventory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def larder_group_addresses(group: str, groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of a group's hosts in the inventory's order; none where the inventory lacks the group.
+
+    A host's address is its ``larder_address``, else its ``ansible_host``, else its name.
+    """
+    return [
+        hostvars[host].get("larder_address") or hostvars[host].get("ansible_host") or host
+        for host in groups.get(group, [])
+    ]
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"larder_group_addresses": larder_group_addresses}

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Build the image of the container hosts: build_image.sh IMAGE RECIPE RELEASE USER PACKAGE...
+# From Docker's Debian image where a registry answers, else by mmdebstrap from Debian's archive; both give the same packages.
+set -eu
+image=$1 recipe=$2 release=$3 user=$4
+shift 4
+
+# Another checkout may have built the same recipe already.
+existing=$(docker images --quiet --filter "label=larder.recipe=$recipe" | head -n 1)
+if [ -n "$existing" ]; then
+  docker tag "$existing" "$image"
+  exit 0
+fi
+
+setup="useradd --create-home --shell /bin/bash $user
+echo '$user ALL=(ALL:ALL) NOPASSWD: ALL' > /etc/sudoers.d/$user
+chmod 0440 /etc/sudoers.d/$user
+rm -f /etc/ssh/ssh_host_*"
+
+if timeout 20 docker pull --quiet "debian:$release" > /dev/null 2>&1; then
+  docker build --quiet --label "larder.recipe=$recipe" --tag "$image" - << EOF
+FROM debian:$release
+RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $*
+RUN $(printf '%s' "$setup" | sed 's/$/ \&\& \\/' | sed '$ s/ && \\$//')
+EOF
+else
+  command -v mmdebstrap > /dev/null || apt-get install -y --no-install-recommends mmdebstrap > /dev/null
+  archive=$(mktemp -d)
+  trap 'rm -rf "$archive"' EXIT
+  printf '%s\n' "$setup" > "$archive/setup.sh"
+  # The package lists stay: a freshly installed host has them, and check mode needs them.
+  mmdebstrap --quiet --variant=minbase --include="$(echo "$*" | tr ' ' ',')" --skip=cleanup/apt/lists \
+    --customize-hook="chroot \"\$1\" sh -eu < $archive/setup.sh" "$release" "$archive/root.tar"
+  docker import --change "LABEL larder.recipe=$recipe" "$archive/root.tar" "$image" > /dev/null
+fi
