@@ -1,0 +1,208 @@
+"""The feature server: Feast's own application, with a readiness check that asks what a client asks.
+
+gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn). It adds to Feast's application:
+
+- `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404, which HAProxy
+  takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied), `no feature view` or
+  `no online store`. `revision` names what the instance was started with.
+- The registry is refreshed in the background; while it cannot be reached, the last one is served. (Feast's own timer ends for
+  ever with the first refresh that fails, and an expired cache is refreshed within a client's request.)
+- An unreachable store is a 503 without the driver's words, which may name hosts and users; a request that Feast cannot answer
+  is a 4xx with Feast's words.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import psycopg
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from feast import FeatureStore, ValueType
+from feast.errors import FeastError
+from feast.feature_server import GetOnlineFeaturesRequest, get_app
+from feast.infra.online_stores.redis import RedisOnlineStore
+from feast.permissions.server.utils import (
+    ServerType,
+    init_auth_manager,
+    init_security_manager,
+    str_to_auth_manager_type,
+)
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from sqlalchemy.exc import SQLAlchemyError
+
+log = logging.getLogger("uvicorn.error")
+
+# Less than HAProxy's `timeout check`.
+READY_SECONDS = 3.0
+STORE_ERRORS = (RedisError, SQLAlchemyError, psycopg.Error, OSError, TimeoutError)
+REQUEST_ERRORS = (ValueError, TypeError, KeyError)
+# An entity that nobody has, by the type of its key.
+NOBODY = {
+    ValueType.STRING: "larder-ready",
+    ValueType.INT32: -1,
+    ValueType.INT64: -1,
+    ValueType.FLOAT: -1.0,
+    ValueType.DOUBLE: -1.0,
+    ValueType.BOOL: False,
+}
+
+
+class FeatureServer:
+    """One worker's store and what it knows about it."""
+
+    def __init__(self, store: FeatureStore, registry_ttl: float) -> None:
+        self.store = store
+        self.registry_ttl = registry_ttl
+        self.started = False
+        self.canary: GetOnlineFeaturesRequest | None = None
+        self.draining = Path(os.environ["RUNTIME_DIRECTORY"]) / "draining"
+        self.revision = os.environ.get("LARDER_REVISION", "")
+
+        # The application refreshes neither by its own timer nor within a request.
+        store.config.registry.cache_ttl_seconds = 0
+        auth = str_to_auth_manager_type(store.config.auth_config.type)
+        init_security_manager(auth_type=auth, fs=store)
+        init_auth_manager(auth_type=auth, server_type=ServerType.REST, auth_config=store.config.auth_config)
+        self.app = get_app(store, registry_ttl_sec=0)
+
+        self.read = next(r for r in self.app.routes if isinstance(r, APIRoute) and r.path == "/get-online-features")
+        self.app.add_api_route("/ready", self.ready, methods=["GET"])
+        self.feast_lifespan = self.app.router.lifespan_context
+        self.app.router.lifespan_context = self.lifespan
+        self.app.add_exception_handler(FeastError, refused)
+        self.app.add_exception_handler(Exception, unexpected)
+        self.app.add_exception_handler(NotImplementedError, not_implemented)
+        for error in REQUEST_ERRORS:
+            self.app.add_exception_handler(error, bad_request)
+        for error in STORE_ERRORS:
+            self.app.add_exception_handler(error, unavailable)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Start with or without a registry, and keep it fresh until the end."""
+        async with AsyncExitStack() as stack:
+            await self.refresh(stack)
+            keep_fresh = asyncio.create_task(self.keep_fresh(stack))
+            notify_systemd()
+            try:
+                yield
+            finally:
+                keep_fresh.cancel()
+
+    async def keep_fresh(self, stack: AsyncExitStack) -> None:
+        while True:
+            await asyncio.sleep(self.registry_ttl if self.started else min(2.0, self.registry_ttl))
+            await self.refresh(stack)
+
+    async def refresh(self, stack: AsyncExitStack) -> None:
+        try:
+            if self.started:
+                # Feast's refresh hides its errors; this reads the registry's last change first, and tells.
+                await run_in_threadpool(self.store.registry.list_projects)
+                await run_in_threadpool(self.store.refresh_registry)
+            else:
+                await run_in_threadpool(lambda: self.store.registry)
+                await stack.enter_async_context(self.feast_lifespan(self.app))
+                await fail_fast(self.store)
+                self.started = True
+            self.canary = await run_in_threadpool(find_canary, self.store)
+        except Exception as error:  # whatever it is, the registry that is here goes on serving
+            log.warning("The registry cannot be read (%s); trying again.", type(error).__name__)
+
+    async def ready(self) -> JSONResponse:
+        status_code, status = await self.readiness()
+        return JSONResponse({"status": status, "revision": self.revision}, status_code)
+
+    async def readiness(self) -> tuple[int, str]:
+        if self.draining.exists():
+            return 404, "draining"
+        if not self.started:
+            return 503, "no registry"
+        if self.canary is None:
+            return 503, "no feature view"
+        try:
+            await asyncio.wait_for(self.read.endpoint(self.canary), READY_SECONDS)
+        except Exception as error:  # any failure of a read is one of its clients' reads too
+            log.warning("The readiness check cannot read a feature (%s).", type(error).__name__)
+            return 503, "no online store"
+        return 200, "ready"
+
+
+async def fail_fast(store: FeatureStore) -> None:
+    """Let Redis clients retry once, at once: a dropped connection is replaced, a Redis that is down is an error now.
+
+    redis-py's default, three retries with growing pauses, holds a client's request for seconds; HAProxy retries anyway.
+    """
+    online = store._get_provider().online_store
+    if isinstance(online, RedisOnlineStore):
+        dropped = (RedisConnectionError,)
+        online._get_client(store.config.online_store).set_retry(Retry(NoBackoff(), 1, dropped))
+        (await online._get_client_async(store.config.online_store)).set_retry(AsyncRetry(NoBackoff(), 1, dropped))
+
+
+def find_canary(store: FeatureStore) -> GetOnlineFeaturesRequest | None:
+    """Return a request for one feature of the first view, by name, whose entities can be made up."""
+    for view in sorted(store.list_feature_views(allow_cache=True), key=lambda view: view.name):
+        keys = [(column.name, column.dtype.to_value_type()) for column in view.entity_columns]
+        if view.online and view.features and all(value_type in NOBODY for _, value_type in keys):
+            return GetOnlineFeaturesRequest(
+                entities={name: [NOBODY[value_type]] for name, value_type in keys},
+                features=[f"{view.name}:{view.features[0].name}"],
+            )
+    return None
+
+
+async def unavailable(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s failed: %s: %s", request.url.path, type(error).__name__, error)
+    return JSONResponse({"detail": "a store is not available"}, 503)
+
+
+async def bad_request(_: Request, error: Exception) -> JSONResponse:
+    # A KeyError's own text is the repr of its message.
+    return JSONResponse({"detail": str(error.args[0] if error.args else error)}, 400)
+
+
+async def not_implemented(_: Request, __: Exception) -> JSONResponse:
+    """Feast's PostgreSQL offline store cannot be written to: a push may go `to` online only."""
+    return JSONResponse({"detail": "the store does not implement this"}, 501)
+
+
+async def unexpected(_: Request, __: Exception) -> JSONResponse:
+    """The journal has the traceback; Feast would send the exception's text."""
+    return JSONResponse({"detail": "internal error"}, 500)
+
+
+async def refused(_: Request, error: Exception) -> JSONResponse:
+    """Answer as Feast does; what it calls its own error (500) when a client asks for what cannot be is the client's."""
+    assert isinstance(error, FeastError)
+    status = error.http_status_code()
+    return JSONResponse(error.to_error_detail(), 400 if status == 500 else status)
+
+
+def notify_systemd() -> None:
+    """Tell systemd that this instance serves; nothing where systemd does not ask."""
+    address = os.environ.get("LARDER_NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", address.replace("@", "\0", 1))
+
+
+def create_app() -> FastAPI:
+    """Build the application from this process's credentials."""
+    try:
+        store = FeatureStore(fs_yaml_file=Path(os.environ["CREDENTIALS_DIRECTORY"]) / "feature_store.yaml")
+    except Exception as error:
+        # Feast's message quotes the file, passwords included.
+        raise SystemExit(f"feature_store.yaml cannot be used: {type(error).__name__}") from None
+    return FeatureServer(store, float(os.environ["LARDER_REGISTRY_TTL"])).app
