@@ -73,7 +73,7 @@ def unit() -> list[list[str]]:
 
 
 def molecule(scenario: str) -> Callable[[], list[list[str]]]:
-    return lambda: [["molecule", "--no-command-borders", "test", "--scenario-name", scenario]]
+    return lambda: [["molecule", "test", "--no-command-borders", "--scenario-name", scenario]]
 
 
 def run(part: str, commands: Callable[[], list[list[str]]]) -> tuple[str, bool, float]:
