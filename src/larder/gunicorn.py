@@ -10,9 +10,8 @@ wsgi_app = "larder.serve:create_app()"
 worker_class = "uvicorn_worker.UvicornWorker"
 preload_app = False
 workers = int(os.environ["LARDER_WORKERS"])
-bind = "{}:{:d}".format(
-    os.environ["LARDER_ADDRESS"], int(os.environ["LARDER_PORT"]) + int(os.environ["LARDER_INSTANCE"]) - 1
-)
+# The first instance listens on this port, the others follow.
+bind = f"{os.environ['LARDER_ADDRESS']}:{int(os.environ['LARDER_PORT']) + int(os.environ['LARDER_INSTANCE']) - 1}"
 
 # A recycled worker resets connections.
 max_requests = 0
@@ -20,7 +19,7 @@ control_socket_disable = True
 # Longer than HAProxy keeps an idle connection, so that HAProxy is the one that closes it.
 keepalive = 75
 graceful_timeout = 20
-worker_tmp_dir = "/dev/shm"
+worker_tmp_dir = os.environ["RUNTIME_DIRECTORY"]
 
 # gunicorn would tell systemd that it is ready before its workers are: larder.serve tells it.
 os.environ["LARDER_NOTIFY_SOCKET"] = os.environ.pop("NOTIFY_SOCKET", "")

@@ -5,8 +5,8 @@ gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn).
 - `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404, which HAProxy
   takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied), `no feature view` or
   `no online store`. `revision` names what the instance was started with.
-- The registry is refreshed in the background; while it cannot be reached, the last one is served. (Feast's own timer ends for
-  ever with the first refresh that fails, and an expired cache is refreshed within a client's request.)
+- The registry is refreshed every `cache_ttl_seconds`, in the background; while it cannot be reached, the last one is served.
+  (Feast's own timer ends for ever with the first refresh that fails.)
 - An unreachable store is a 503 without the driver's words, which may name hosts and users; a request that Feast cannot answer
   is a 4xx with Feast's words.
 """
@@ -61,16 +61,16 @@ NOBODY = {
 class FeatureServer:
     """One worker's store and what it knows about it."""
 
-    def __init__(self, store: FeatureStore, registry_ttl: float) -> None:
+    def __init__(self, store: FeatureStore) -> None:
         self.store = store
-        self.registry_ttl = registry_ttl
+        # Feast would refresh an old cache within a client's request: this server refreshes beside them.
+        self.registry_ttl = store.config.registry.cache_ttl_seconds or 60
+        store.config.registry.cache_ttl_seconds = 0
         self.started = False
         self.canary: GetOnlineFeaturesRequest | None = None
         self.draining = Path(os.environ["RUNTIME_DIRECTORY"]) / "draining"
         self.revision = os.environ.get("LARDER_REVISION", "")
 
-        # The application refreshes neither by its own timer nor within a request.
-        store.config.registry.cache_ttl_seconds = 0
         auth = str_to_auth_manager_type(store.config.auth_config.type)
         init_security_manager(auth_type=auth, fs=store)
         init_auth_manager(auth_type=auth, server_type=ServerType.REST, auth_config=store.config.auth_config)
@@ -102,7 +102,7 @@ class FeatureServer:
 
     async def keep_fresh(self, stack: AsyncExitStack) -> None:
         while True:
-            await asyncio.sleep(self.registry_ttl if self.started else min(2.0, self.registry_ttl))
+            await asyncio.sleep(self.registry_ttl if self.started else min(2, self.registry_ttl))
             await self.refresh(stack)
 
     async def refresh(self, stack: AsyncExitStack) -> None:
@@ -205,4 +205,4 @@ def create_app() -> FastAPI:
     except Exception as error:
         # Feast's message quotes the file, passwords included.
         raise SystemExit(f"feature_store.yaml cannot be used: {type(error).__name__}") from None
-    return FeatureServer(store, float(os.environ["LARDER_REGISTRY_TTL"])).app
+    return FeatureServer(store).app
