@@ -1,0 +1,1 @@
+"""The programs of a Larder host: load bars, compute features, materialize, serve, report."""

@@ -1,0 +1,76 @@
+"""`larder apply`: the feature repository into the registry, when it changed, by one at a time."""
+
+import hashlib
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+import psycopg
+
+from larder import db, feast_store
+from larder.credentials import Credentials
+from larder.errors import BusyError, ConfigError, LarderError
+from larder.log import event, logger
+
+# In the registry's own schema (the first of its search_path), so that it is backed up and restored with what it speaks of.
+TABLE = """
+CREATE TABLE IF NOT EXISTS larder_apply (
+    project text PRIMARY KEY, fingerprint text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)
+"""
+
+
+def fingerprint(repo: Path) -> str:
+    """Of every file that Feast would read, by name and content, and of Feast's version."""
+    digest = hashlib.sha256(f"feast {version('feast')}\n".encode())
+    files = [p for p in sorted(repo.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(repo).parts)]
+    if not files:
+        raise ConfigError(f"{repo} holds no feature definitions (*.py).")
+    for path in [*files, *repo.glob(".feastignore")]:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(repo)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
+    """Whether anything was applied. Feast removes from the registry what the repository no longer has."""
+    if not repo.is_dir():
+        raise ConfigError(f"There is no feature repository at {repo}.")
+    project = credentials.feature_store_config()["project"]
+    wanted = fingerprint(repo)
+    with db.connect(credentials.registry_url, "apply") as connection:
+        connection.execute("SET lock_timeout = '120s'")
+        try:  # two applies at once lose objects
+            connection.execute("SELECT pg_advisory_lock(hashtextextended('larder apply', 0))")
+        except psycopg.errors.LockNotAvailable:
+            raise BusyError("Another larder apply has been running for two minutes.") from None
+        connection.execute(TABLE)
+        rows = connection.execute("SELECT fingerprint FROM larder_apply WHERE project = %s", [project]).fetchall()
+        if rows == [(wanted,)] and not force:
+            return False
+        _feast_apply(credentials.feature_store, repo)
+        connection.execute(
+            "INSERT INTO larder_apply (project, fingerprint) VALUES (%s, %s) "
+            "ON CONFLICT (project) DO UPDATE SET (fingerprint, applied_at) = (excluded.fingerprint, excluded.applied_at)",
+            [project, wanted],
+        )
+    event("applied", project=project, repo=repo)
+    return True
+
+
+def _feast_apply(feature_store_yaml: Path, repo: Path) -> None:
+    sys.dont_write_bytecode = True  # the repository may be read-only
+    sys.path.insert(0, str(repo))
+    with feast_store.quiet():
+        from feast.repo_config import load_repo_config
+        from feast.repo_operations import apply_total
+
+        try:
+            apply_total(load_repo_config(repo, feature_store_yaml), repo, skip_source_validation=False)
+        except (Exception, SystemExit) as error:
+            logger.debug("feast apply", exc_info=True)
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(repo)]
+            where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+            what = (str(error).splitlines() or [""])[0]
+            raise LarderError(f"Feast cannot apply {repo}{where}: {type(error).__name__}: {what}") from error

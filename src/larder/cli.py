@@ -1,0 +1,151 @@
+"""The `larder` command. Its imports are lazy, so that --help and an unchanged apply are quick."""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from larder import log
+from larder.credentials import Credentials
+from larder.errors import RefusedFileError, UnhealthyError
+from larder.pipeline import STAGES
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  failed: a store cannot be reached, a stage broke
+  2  a wrong option, credential or setting
+  3  a file could not be understood; all else was done
+  4  another one is running
+  5  status: not healthy"""
+
+INCOMING = Path("/var/lib/larder/incoming")
+pass_credentials = click.make_pass_decorator(Credentials)
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--credentials",
+    type=click.Path(path_type=Path),
+    help="Directory with feature_store.yaml, load_url and pipeline_url.  [default: $CREDENTIALS_DIRECTORY]",
+)
+@click.option("--debug", is_flag=True, help="Log everything, as LARDER_LOG_LEVEL=debug does.")
+@click.version_option(package_name="larder")
+@click.pass_context
+def main(context: click.Context, credentials: Path | None, *, debug: bool) -> None:
+    """Load bars, compute trading features, keep a Feast feature store fresh."""
+    level = "debug" if debug else os.environ.get("LARDER_LOG_LEVEL", "info").lower()
+    if level not in log.LEVELS:
+        raise click.UsageError(f"LARDER_LOG_LEVEL is {level!r}; it may be {', '.join(log.LEVELS)}.")
+    log.configure(level)
+    context.obj = Credentials(credentials)
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR...", type=click.Path(exists=True, path_type=Path))
+@pass_credentials
+def load(credentials: Credentials, paths: tuple[Path, ...]) -> None:
+    """Load daily bars from CSV and Parquet files.
+
+    Of a directory each new or changed file is loaded once; a FILE is loaded whenever it is named. The symbol is in a column or else
+    the file's name (GOOG.US.csv). Impossible bars go into market_data.rejected_bars, the others into market_data.ohlcv_daily.
+    """
+    from larder.load import load as load_files
+
+    loaded = load_files(credentials.load_url, paths)
+    if loaded.refused:
+        raise RefusedFileError(f"{loaded.refused} of the files could not be understood (see above); the others were loaded.")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option("--full", is_flag=True, help="Recompute every symbol, not only those whose bars changed.")
+@pass_credentials
+def compute(credentials: Credentials, *, full: bool) -> None:
+    """Compute the features of the symbols whose bars changed."""
+    from larder.compute import compute as compute_features
+
+    compute_features(credentials.pipeline_url, full=full)
+
+
+days_option = click.option(
+    "--days", type=click.IntRange(min=1), default=7, show_default=True, help="Length of the window that ends now."
+)
+
+
+@main.command(epilog=EXIT_CODES)
+@days_option
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="Start of the window instead of --days, e.g. after the online store was lost.",
+)
+@pass_credentials
+def materialize(credentials: Credentials, days: int, since: datetime | None) -> None:
+    """Write the newest feature values to the online store, late and corrected ones too."""
+    from larder.materialize import materialize as materialize_views
+
+    materialize_views(credentials, days=days, since=since.replace(tzinfo=UTC) if since else None)
+
+
+def _stages(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names or set(names) - set(STAGES):
+        raise click.BadParameter(f"{value!r}; it may hold {', '.join(STAGES)}, with commas between them.")
+    return names
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option("--stages", default=",".join(STAGES), show_default=True, callback=_stages, help="Which stages to run.")
+@click.option(
+    "--incoming",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=[INCOMING],
+    show_default=True,
+    help="Where load finds files; may be given again.",
+)
+@days_option
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom here, for node_exporter.")
+@pass_credentials
+def run(
+    credentials: Credentials, stages: list[str], incoming: tuple[Path, ...], days: int, metrics_dir: Path | None
+) -> None:
+    """Run the pipeline: load, compute, materialize. Only one runs at a time, on whichever host."""
+    from larder.pipeline import run as run_stages
+
+    run_stages(credentials, stages, incoming, days=days, metrics_dir=metrics_dir)
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option(
+    "--repo",
+    type=click.Path(path_type=Path),
+    default=Path("/opt/feast/feature_repo"),
+    show_default=True,
+    help="The feature repository.",
+)
+@click.option("--force", is_flag=True, help="Apply although nothing changed since the last time.")
+@pass_credentials
+def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
+    """Bring the feature repository into the registry; prints `changed` or `unchanged`."""
+    from larder.apply import apply as apply_repo
+
+    click.echo("changed" if apply_repo(credentials, repo.resolve(), force=force) else "unchanged")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--max-age", type=float, default=26, show_default=True, help="Hours that a materialization stays fresh.")
+@pass_credentials
+def status(credentials: Credentials, max_age: float, *, as_json: bool) -> None:
+    """Report views, rows, the newest bar, the last materialization, and the latency of a real online read."""
+    from larder.status import as_text, status as get_status
+
+    result = get_status(credentials, max_age_hours=max_age)
+    click.echo(json.dumps(result.as_dict(), indent=2, default=str) if as_json else as_text(result))
+    if not result.healthy:
+        raise UnhealthyError(" ".join(result.problems))
+
+

@@ -1,0 +1,104 @@
+"""PostgreSQL: connections, locks, and the one way in which rows are written."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from larder.errors import BusyError, ConfigError, LarderError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@contextmanager
+def connect(url: str, purpose: str) -> Iterator[psycopg.Connection]:
+    """A connection in UTC. What the server refuses becomes one sentence, without the URL and its password."""
+    try:
+        psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ConfigError(f"The PostgreSQL URL of {purpose} is not valid.") from None
+    try:
+        connection = psycopg.connect(url, application_name=f"larder {purpose}", autocommit=True)
+    except psycopg.OperationalError as error:
+        raise LarderError(f"PostgreSQL cannot be reached for {purpose}: {_first_line(error)}") from None
+    with connection:
+        connection.execute("SET TIME ZONE 'UTC'")
+        try:
+            yield connection
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise LarderError(f"PostgreSQL refused {purpose}: {_first_line(error)}.") from error
+        except (
+            psycopg.errors.UndefinedTable,
+            psycopg.errors.InvalidSchemaName,
+            psycopg.errors.UndefinedColumn,
+        ) as error:
+            raise LarderError(
+                f"PostgreSQL lacks what {purpose} needs: {_first_line(error)}. The tables are declared in tables.yml; site.yml creates them."
+            ) from error
+        except psycopg.OperationalError as error:
+            raise LarderError(f"PostgreSQL was lost during {purpose}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def try_lock(connection: psycopg.Connection, name: str) -> Iterator[None]:
+    """Hold the advisory lock `name` of this database, or fail at once. It ends with the session, however that ends."""
+    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name]).fetchone()
+    if not row or not row[0]:
+        raise BusyError(f"Another {name} is running: this one leaves it to that.")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+
+
+def identifier(table: str) -> sql.Identifier:
+    return sql.Identifier(*table.split("."))
+
+
+def copy_in(connection: psycopg.Connection, stage: str, columns: "pa.Table") -> None:
+    """COPY an Arrow table into a table of the same columns. Nulls arrive as NULL, floats exactly (shortest round trip)."""
+    import pyarrow.csv as pc
+
+    buffer = io.BytesIO()
+    pc.write_csv(columns, buffer, pc.WriteOptions(include_header=False))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv)").format(
+        sql.Identifier(stage), sql.SQL(", ").join(map(sql.Identifier, columns.column_names))
+    )
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(buffer.getbuffer())
+
+
+def copy_out(connection: psycopg.Connection, query: str, parameters: Sequence[object]) -> bytes:
+    """The rows of a query as CSV."""
+    with connection.cursor() as cursor, cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT csv)", parameters) as copy:  # type: ignore[arg-type]
+        return b"".join(copy)
+
+
+def upsert(table: str, stage: str, columns: Sequence[str]) -> sql.Composed:
+    """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING the keys of what changed.
+
+    Keys are (symbol, event_timestamp). Rows that are equal already are not touched: no dead tuples, no WAL, no recomputation.
+    """
+    values = [c for c in columns if c not in ("symbol", "event_timestamp")]
+    names = sql.SQL(", ").join
+    return sql.SQL(
+        "INSERT INTO {table} AS kept ({all}) SELECT {all} FROM {stage} "
+        "ON CONFLICT (symbol, event_timestamp) DO UPDATE SET ({values}) = ROW({new}) "
+        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING kept.symbol, kept.event_timestamp"
+    ).format(
+        table=identifier(table),
+        stage=sql.Identifier(stage),
+        all=names(map(sql.Identifier, columns)),
+        values=names(map(sql.Identifier, values)),
+        kept=names(sql.Identifier("kept", c) for c in values),
+        new=names(sql.Identifier("excluded", c) for c in values),
+    )

@@ -1,0 +1,149 @@
+"""`larder status`: what is registered, how much there is, how old it is, and how long a real read takes."""
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from larder import db, feast_store
+from larder.credentials import Credentials
+from larder.errors import LarderError
+from larder.log import logger
+
+READS = 5
+
+
+@dataclass
+class View:
+    """A feature view and the table of its batch source."""
+
+    name: str
+    fed_by: str
+    features: int
+    rows: int
+    newest: datetime | None
+    materialized: datetime | None
+
+
+@dataclass
+class Status:
+    """What is wrong, if anything, stands in `problems`."""
+
+    project: str
+    views: list[View] = field(default_factory=list)
+    newest_bar: datetime | None = None
+    last_materialization: datetime | None = None
+    age_seconds: float | None = None
+    rejected_bars: int = 0
+    pending_symbols: int = 0
+    read: dict[str, Any] | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"healthy": self.healthy, **asdict(self)}
+
+
+def status(credentials: Credentials, *, max_age_hours: float) -> Status:
+    with db.connect(credentials.pipeline_url, "status") as connection, feast_store.quiet():
+        store = feast_store.open_store(credentials.feature_store)
+        result = Status(project=store.project)
+        batch = {view.name for view in feast_store.batch_views(store)}
+        views = sorted(store.list_feature_views(), key=lambda v: v.name)
+        result.views = [_view(connection, view, batch=view.name in batch) for view in views]
+        _bars(connection, result)
+        now: datetime = connection.execute("SELECT now()").fetchall()[0][0]
+        if not views:
+            result.problems.append("No feature view is registered: run larder apply.")
+        times = [view.materialized for view in result.views if view.name in batch]
+        if times and None in times:
+            never = [v.name for v in result.views if v.name in batch and v.materialized is None]
+            result.problems.append(f"Never materialized: {', '.join(never)}.")
+        elif times:
+            result.last_materialization = min(t for t in times if t)
+            result.age_seconds = (now - result.last_materialization).total_seconds()
+            if result.age_seconds > max_age_hours * 3600:
+                result.problems.append(f"The last materialization is {result.age_seconds / 3600:.1f} hours old.")
+        if batch:
+            _read(connection, store, [v for v in views if v.name in batch], result)
+    return result
+
+
+def _table(view: Any) -> sql.Composable:
+    source = view.batch_source.get_table_query_string()
+    return sql.SQL(source) if source.startswith("(") else db.identifier(source)
+
+
+def _view(connection: psycopg.Connection, view: Any, *, batch: bool) -> View:
+    field_name = view.batch_source.timestamp_field
+    rows, newest = connection.execute(
+        sql.SQL("SELECT count(*), max({}) FROM {} AS source").format(sql.Identifier(field_name), _table(view))
+    ).fetchall()[0]
+    return View(view.name, "batch" if batch else "push", len(view.features), rows, newest, view.most_recent_end_time)
+
+
+def _bars(connection: psycopg.Connection, result: Status) -> None:
+    with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):  # a repository with views of its own has no bars
+        result.newest_bar, result.rejected_bars, result.pending_symbols = connection.execute(
+            "SELECT (SELECT max(event_timestamp) FROM market_data.ohlcv_daily), (SELECT count(*) FROM market_data.rejected_bars), "
+            "(SELECT count(*) FROM market_data.pending_compute)"
+        ).fetchall()[0]
+
+
+def _read(connection: psycopg.Connection, store: Any, views: list[Any], result: Status) -> None:
+    """Read every feature of the views for the entity of the newest row of the first one."""
+    first = views[0]
+    keys = first.join_keys
+    row = connection.execute(
+        sql.SQL("SELECT {} FROM {} AS source ORDER BY {} DESC LIMIT 1").format(
+            sql.SQL(", ").join(map(sql.Identifier, keys)), _table(first), sql.Identifier(first.batch_source.timestamp_field)
+        )
+    ).fetchone()
+    if not row:
+        result.problems.append(f"{first.name} has no rows yet.")
+        return
+    entity = dict(zip(keys, row, strict=True))
+    same = [v for v in views if v.join_keys == keys]
+    references = [f"{view.name}:{feature.name}" for view in same for feature in view.features]
+    seconds = []
+    try:
+        for _ in range(READS + 1):  # the first one also connects
+            begun = perf_counter()
+            answer = store.get_online_features(references, [entity], full_feature_names=True).to_dict()
+            seconds.append(perf_counter() - begun)
+    except Exception as error:
+        logger.debug("read", exc_info=True)
+        raise LarderError(f"The online store cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+    values = {name: value[0] for name, value in answer.items() if name not in keys}
+    empty = [v.name for v in same if all(values[f"{v.name}__{f.name}"] is None for f in v.features)]
+    if empty:
+        result.problems.append(f"The online store has nothing of {entity} for {', '.join(empty)}.")
+    result.read = {"entity": entity, "features": len(references), "latency_ms": round(median(seconds[1:]) * 1000, 3)}
+
+
+def as_text(result: Status) -> str:
+    lines = [f"{'view':<34}{'fed by':<8}{'features':>8}{'rows':>12}  {'newest':<18}{'materialized':<18}"]
+
+    def minute(time: datetime | None) -> str:
+        return f"{time:%Y-%m-%d %H:%M}" if time else "never"
+
+    lines += [f"{v.name:<34}{v.fed_by:<8}{v.features:>8}{v.rows:>12,}  {minute(v.newest):<18}{minute(v.materialized):<18}" for v in result.views]
+    age = f", {result.age_seconds / 3600:.1f} hours ago" if result.age_seconds is not None else ""
+    lines += [
+        "",
+        f"newest bar            {minute(result.newest_bar)}",
+        f"last materialization  {minute(result.last_materialization)}{age}",
+        f"rejected bars         {result.rejected_bars:,}",
+        f"symbols to compute    {result.pending_symbols:,}",
+    ]
+    if result.read:
+        lines.append(f"online read           {result.read['features']} features in {result.read['latency_ms']:.1f} ms (median)")
+    return "\n".join([*lines, "", *(result.problems or ["healthy"])])
