@@ -9,7 +9,7 @@ import click
 
 from larder import log
 from larder.credentials import Credentials
-from larder.errors import RefusedFileError, UnhealthyError
+from larder.errors import LarderError, RefusedFileError, UnhealthyError
 from larder.pipeline import STAGES
 
 EXIT_CODES = """\b
@@ -25,7 +25,23 @@ INCOMING = Path("/var/lib/larder/incoming")
 pass_credentials = click.make_pass_decorator(Credentials)
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+class _Group(click.Group):
+    """Whatever happens, a sentence and an exit code; the traceback at debug level."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                raise LarderError(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")) from error
+            raise
+        except Exception as error:
+            log.logger.debug("", exc_info=True)
+            what = (str(error).splitlines() or [""])[0]
+            raise LarderError(f"Unexpected {type(error).__name__}: {what} (--debug shows where)") from error
+
+
+@click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option(
     "--credentials",
     type=click.Path(path_type=Path),

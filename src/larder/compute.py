@@ -9,6 +9,7 @@ from time import monotonic
 import numpy as np
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from psycopg import sql
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from larder.log import event
 BARS_AT_ONCE = 100_000  # what one transaction holds in memory
 COLUMNS = {
     "symbol": pa.string(),
-    "event_timestamp": pa.timestamp("us", "UTC"),
+    "event_timestamp": pa.timestamp("us"),
     **dict.fromkeys(("open", "high", "low", "close", "adjusted_close", "volume"), pa.float64()),
 }
 
@@ -34,7 +35,7 @@ RETURNING pending_compute.symbol, since
 """
 
 BARS = """
-SELECT symbol, event_timestamp, open, high, low, close, adjusted_close, volume FROM market_data.ohlcv_daily
+SELECT symbol, event_timestamp AT TIME ZONE 'UTC', open, high, low, close, adjusted_close, volume FROM market_data.ohlcv_daily
 WHERE symbol = ANY(%s) ORDER BY symbol, event_timestamp
 """
 
@@ -116,8 +117,9 @@ def _histories(connection: psycopg.Connection, symbols: list[str]) -> dict[str, 
     table = pa.csv.read_csv(
         io.BytesIO(text),
         pa.csv.ReadOptions(column_names=list(COLUMNS)),
-        convert_options=pa.csv.ConvertOptions(column_types=COLUMNS, timestamp_parsers=["%Y-%m-%d %H:%M:%S+00"]),
+        convert_options=pa.csv.ConvertOptions(column_types=COLUMNS),
     ).combine_chunks()
+    table = table.set_column(1, "event_timestamp", pc.assume_timezone(table["event_timestamp"], "UTC"))
     names = table["symbol"].to_numpy()
     starts = np.flatnonzero(np.concatenate(([True], names[1:] != names[:-1])))
     ends = np.concatenate((starts[1:], [len(names)]))
@@ -139,7 +141,7 @@ def _features(view: str, history: pa.Table, since: datetime | None) -> pa.Table:
     if since is None:
         return table
     return table.filter(
-        pa.compute.greater_equal(table["event_timestamp"], pa.scalar(since, table["event_timestamp"].type))
+        pc.greater_equal(table["event_timestamp"], pa.scalar(since, table["event_timestamp"].type))
     )
 
 
