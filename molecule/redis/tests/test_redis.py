@@ -1,0 +1,220 @@
+"""What the role promises with its default values, asked from other hosts."""
+
+import time
+
+import pytest
+
+testinfra_hosts = ["ansible://cache1"]
+
+UNAUTHENTICATED = "AuthenticationError: Authentication required."
+WRONG = "AuthenticationError: invalid username-password pair or user is disabled."
+
+# No service needs any of these, and each is a way to data, code or control.
+DENIED_TO_SERVICES = [
+    ["CONFIG", "GET", "*"],
+    ["CONFIG", "SET", "maxmemory", "1"],
+    ["EVAL", "return 1", "0"],
+    ["SCRIPT", "LOAD", "return 1"],
+    ["FUNCTION", "LIST"],
+    ["FCALL", "f", "0"],
+    ["KEYS", "*"],
+    ["RANDOMKEY"],
+    ["FLUSHALL"],
+    ["FLUSHDB"],
+    ["SWAPDB", "0", "0"],
+    ["DEBUG", "SLEEP", "0"],
+    ["MODULE", "LIST"],
+    ["SHUTDOWN"],
+    ["REPLICAOF", "NO", "ONE"],
+    ["SYNC"],
+    ["MIGRATE", "h", "1", "k", "0", "1"],
+    ["RESTORE", "k", "0", "x"],
+    ["DUMP", "k"],
+    ["MONITOR"],
+    ["ACL", "LIST"],
+    ["ACL", "SETUSER", "x"],
+    ["SAVE"],
+    ["BGSAVE"],
+    ["CLIENT", "KILL", "ID", "1"],
+    ["PUBLISH", "c", "m"],
+    ["SUBSCRIBE", "c"],
+    ["PFADD", "k", "e"],
+    ["GET", "k"],
+    ["SET", "k", "v"],
+    ["HGETALL", "k"],
+    ["MULTI"],
+]
+DENIED = {
+    "serve": [*DENIED_TO_SERVICES, ["HSET", "k", "f", "v"], ["EXPIRE", "k", 1], ["DEL", "k"], ["HDEL", "k", "f"], ["SCAN", 0], ["INFO"]],
+    "push": [*DENIED_TO_SERVICES, ["DEL", "k"], ["HDEL", "k", "f"], ["SCAN", 0], ["HKEYS", "k"], ["INFO"]],
+    "materialize": [*DENIED_TO_SERVICES, ["INFO"], ["CLIENT", "LIST"]],
+    "monitor": [*DENIED_TO_SERVICES, ["HMGET", "k", "f"], ["HSET", "k", "f", "v"], ["SCAN", 0], ["SLOWLOG", "RESET"]],
+    "admin": [
+        ["EVAL", "return 1", "0"],
+        ["SCRIPT", "LOAD", "return 1"],
+        ["FUNCTION", "LIST"],
+        ["KEYS", "*"],
+        ["FLUSHALL"],
+        ["FLUSHDB"],
+        ["DEBUG", "SLEEP", "0"],
+        ["MODULE", "LIST"],
+        ["SHUTDOWN"],
+        ["REPLICAOF", "NO", "ONE"],
+        ["MIGRATE", "h", "1", "k", "0", "1"],
+        ["RESTORE", "k", "0", "x"],
+        ["ACL", "SETUSER", "admin", "+@all"],
+        ["ACL", "LOAD"],
+        ["CONFIG", "REWRITE"],
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def passwords(vault_passwords):
+    return vault_passwords
+
+
+@pytest.fixture(scope="module")
+def ask_as(ask, passwords):
+    def ask_as(user, *commands):
+        return ask(*commands, user=user, password=passwords[user])
+
+    return ask_as
+
+
+@pytest.mark.parametrize("source", ["server1", "stranger"])
+def test_nobody_enters_without_authentication(ask, source):
+    commands = [["PING"], ["HMGET", "k", "f"], ["CONFIG", "GET", "*"], ["INFO"], ["FLUSHALL"]]
+    assert ask(*commands, source=source) == [UNAUTHENTICATED] * len(commands)
+
+
+@pytest.mark.parametrize("source", ["server1", "stranger"])
+@pytest.mark.parametrize("user", ["serve", "admin", "maintenance", "default", "nobody"])
+def test_a_wrong_password_is_refused(ask, source, user):
+    assert ask(["PING"], user=user, password="wrong", source=source) == [WRONG]
+
+
+def test_a_password_opens_no_other_user(ask, passwords):
+    for user in ["default", "push", "admin", "maintenance"]:
+        assert ask(["PING"], user=user, password=passwords["serve"]) == [WRONG]
+
+
+@pytest.mark.parametrize("user", DENIED)
+def test_a_user_may_do_nothing_beyond_its_purpose(ask_as, user):
+    answers = ask_as(user, *DENIED[user])
+    allowed = [command for command, answer in zip(DENIED[user], answers, strict=True) if not str(answer).startswith("NoPermissionError")]
+    assert allowed == []
+
+
+def test_not_even_the_admin_changes_where_files_are_written(ask_as):
+    (answer,) = ask_as("admin", ["CONFIG", "SET", "dir", "/tmp"])
+    assert "protected config" in answer
+
+
+def test_each_user_can_do_what_feast_does(ask_as):
+    key, row = "AAPL\x02symbol\x01trading", ["a1b2", "v\u20ac", "_ts:daily", "t"]
+    assert ask_as("materialize", ["HSET", key, *row], ["EXPIRE", key, 3600]) == [2, True]
+    assert ask_as("push", ["HMGET", key, "_ts:daily"], ["HSET", key, "a1b2", "newer"], ["EXPIRE", key, 3600]) == [["t"], 0, True]
+    assert ask_as("serve", ["PING"], ["SELECT", 0], ["HMGET", key, "a1b2", "missing"]) == [True, True, ["newer", None]]
+    assert ask_as("materialize", ["SCAN", 0, "MATCH", "AAPL*", "COUNT", 1000], ["HKEYS", key])[1] == ["a1b2", "_ts:daily"]
+    assert ask_as("materialize", ["HDEL", key, "a1b2"], ["DEL", key]) == [1, 1]
+
+
+def test_the_monitor_sees_statistics_and_no_password(ask_as):
+    info, slow, latest, clients = ask_as("monitor", ["INFO"], ["SLOWLOG", "GET"], ["LATENCY", "LATEST"], ["CLIENT", "LIST"])
+    assert info["maxmemory"] == 2 << 30
+    assert isinstance(slow, list)
+    assert isinstance(latest, list)
+    assert any(client["user"] == "monitor" for client in clients) if isinstance(clients[0], dict) else "user=monitor" in clients
+
+
+def test_the_documents_settings_are_live(ask_as):
+    asked = {
+        "maxmemory": str(2 << 30),
+        "maxmemory-policy": "allkeys-lru",
+        "tcp-keepalive": "300",
+        "timeout": "0",
+        "protected-mode": "yes",
+        "appendonly": "yes",
+        "save": "",
+        "enable-protected-configs": "no",
+        "enable-debug-command": "no",
+        "enable-module-command": "no",
+    }
+    (answer,) = ask_as("admin", ["CONFIG", "GET", *asked])
+    assert dict(zip(answer[::2], answer[1::2], strict=True)) == asked
+
+
+def test_redis_listens_at_no_address_that_it_was_not_given(host, inventory, address):
+    """A second address of the host reaches sshd, which listens everywhere, and not Redis."""
+    other = "192.0.2.7"
+    probe = f"timeout 3 bash -c '</dev/tcp/{other}/%d' && echo open || echo closed"
+    with host.sudo():
+        host.check_output(f"ip address replace {other}/32 dev lo")
+    inventory.run("stranger", f"sudo ip route replace {other} via {address}", "")
+    try:
+        assert inventory.run("stranger", probe % 22, "").strip() == "open"
+        assert inventory.run("stranger", probe % 6379, "").strip() == "closed"
+    finally:
+        inventory.run("stranger", f"sudo ip route delete {other}", "")
+        with host.sudo():
+            host.check_output(f"ip address delete {other}/32 dev lo")
+
+
+def run_id(ask_as):
+    """Return the identity of the running process, waiting up to ten seconds for one that answers."""
+    for _ in range(40):
+        (info,) = ask_as("monitor", ["INFO", "server"])
+        if isinstance(info, dict):
+            return info["run_id"]
+        time.sleep(0.25)
+    pytest.fail(f"Redis does not answer: {info}")
+
+
+@pytest.mark.parametrize("death", ["kill -9 $(systemctl show --property=MainPID --value redis-server)", "systemctl restart redis-server"])
+def test_redis_comes_back_with_its_data(host, ask_as, death):
+    before = run_id(ask_as)
+    value = str(time.time())
+    ask_as("materialize", ["HSET", "survivor", "f", value])
+    with host.sudo():
+        host.check_output(death)
+    assert run_id(ask_as) != before
+    assert ask_as("serve", ["HMGET", "survivor", "f"]) == [[value]]
+    ask_as("materialize", ["DEL", "survivor"])
+
+
+def test_the_unit_is_sandboxed(host):
+    with host.sudo():
+        result = host.run("systemd-analyze security --no-pager --threshold=15 redis-server.service")
+        assert result.rc == 0, result.stdout
+        pid = host.check_output("systemctl show --property=MainPID --value redis-server")
+        status = host.check_output(f"cat /proc/{pid}/status")
+        assert "NoNewPrivs:\t1" in status
+        assert "CapEff:\t0000000000000000" in status
+        assert "Seccomp:\t2" in status
+        assert host.run(f"grep -E 'Max core file size +0 +0 ' /proc/{pid}/limits").rc == 0
+        inside = f"nsenter --target {pid} --mount --"
+        assert host.run(f"{inside} touch /var/lib/redis/writable && rm /var/lib/redis/writable").rc == 0
+        for path in ["/etc/redis/redis.conf", "/etc/redis/users.acl", "/usr/bin/redis-server"]:
+            assert "Read-only file system" in host.run(f"{inside} touch {path}").stderr
+
+
+def test_a_user_of_the_host_reads_no_hash_and_gets_no_socket(host):
+    for path in ["/etc/redis/users.acl", "/etc/redis/redis.conf", "/run/redis/redis.sock", "/etc/credstore.encrypted/redis.maintenance"]:
+        with host.sudo("nobody"):
+            assert host.run(f"test -r {path} || test -w {path}").rc == 1
+        with host.sudo():
+            assert host.run(f"test -e {path}").rc == 0
+
+
+def test_no_password_rests_in_clear_text(inventory, passwords):
+    """The scan proves itself: it is also given a word that is in each of the places."""
+    scan = """sudo bash -c '
+        umask 077; words=$(mktemp -p /run); trap "rm $words" EXIT
+        { cat; systemd-creds decrypt --name=redis.maintenance /etc/credstore.encrypted/redis.maintenance - 2> /dev/null; } > $words
+        mkdir -p /run/scan; trap "rm -r $words /run/scan" EXIT; journalctl --no-pager > /run/scan/journal
+        grep -rohFf $words /etc /var/lib/redis /var/log /var/tmp /run/scan /run/redis /home /root | sort | uniq -c'
+    """
+    control = ["appendonly", "redis-server"]
+    found = inventory.run("cache1", scan, "\n".join([*passwords.values(), *control]) + "\n")
+    assert [line.split()[1] for line in found.splitlines()] == control
