@@ -8,7 +8,7 @@ from feast.types import Float64
 from feature_views import market_features
 
 
-@on_demand_feature_view(
+@on_demand_feature_view(  # type: ignore[untyped-decorator] # Feast is untyped
     sources=[market_features],
     schema=[Field(name="price_change_pct", dtype=Float64)],
     tags={"category": "market", "origin": "on_demand"},

@@ -13,18 +13,24 @@ from larder.credentials import Credentials
 from larder.errors import BusyError, ConfigError, LarderError
 from larder.log import event, logger
 
-# In the registry's own schema (the first of its search_path), so that it is backed up and restored with what it speaks of.
+# In the registry's own schema, so that it is backed up and restored with what it speaks of.
 TABLE = """
 CREATE TABLE IF NOT EXISTS larder_apply (
     project text PRIMARY KEY, fingerprint text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
+"""
+REMEMBER = """
+INSERT INTO larder_apply (project, fingerprint) VALUES (%s, %s)
+ON CONFLICT (project) DO UPDATE SET (fingerprint, applied_at) = (excluded.fingerprint, excluded.applied_at)
 """
 
 
 def fingerprint(repo: Path) -> str:
     """Of every file that Feast would read, by name and content, and of Feast's version."""
     digest = hashlib.sha256(f"feast {version('feast')}\n".encode())
-    files = [p for p in sorted(repo.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(repo).parts)]
+    files = [
+        p for p in sorted(repo.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(repo).parts)
+    ]
     if not files:
         raise ConfigError(f"{repo} holds no feature definitions (*.py).")
     for path in [*files, *repo.glob(".feastignore")]:
@@ -50,11 +56,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
         if rows == [(wanted,)] and not force:
             return False
         _feast_apply(credentials.feature_store, repo)
-        connection.execute(
-            "INSERT INTO larder_apply (project, fingerprint) VALUES (%s, %s) "
-            "ON CONFLICT (project) DO UPDATE SET (fingerprint, applied_at) = (excluded.fingerprint, excluded.applied_at)",
-            [project, wanted],
-        )
+        connection.execute(REMEMBER, [project, wanted])
     event("applied", project=project, repo=repo)
     return True
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -19,19 +20,10 @@ from larder.errors import RefusedFileError
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 PRICES = ("open", "high", "low", "close", "adjusted_close")
 # Spellings without case, blanks and punctuation; where a file has several, the first of the list counts.
-# "" is the index column that pandas writes.
 SPELLINGS = {
     "date": (
-        "date",
-        "tradedate",
-        "tradingday",
-        "day",
-        "datetime",
-        "timestamp",
-        "eventtimestamp",
-        "time",
-        "indexlevel0",
-        "",
+        *("date", "tradedate", "tradingday", "day", "datetime", "timestamp", "eventtimestamp", "time"),
+        *("indexlevel0", ""),  # the index of pandas, which often has no name
     ),
     "open": ("open", "o", "openprice"),
     "high": ("high", "h", "highprice"),
@@ -45,6 +37,7 @@ OPTIONAL = ("adjusted_close", "symbol")
 NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 1 << 16
+Dates = npt.NDArray[np.datetime64]
 LARGEST_VOLUME = 2.0**53  # up to here a float64 counts every share
 
 
@@ -52,7 +45,7 @@ LARGEST_VOLUME = 2.0**53  # up to here a float64 counts every share
 class Batch:
     """Bars of one batch, in the file's order.
 
-    good: symbol, event_timestamp (date32), the prices and volume (float64), seconds (int32: the time of day that the file gave).
+    good: symbol, event_timestamp (date32), the prices (float64), volume (int64), seconds (int32, of the day).
     rejected: symbol, event_timestamp (null where unreadable), reason, bar (the bar's own text).
     """
 
@@ -84,7 +77,8 @@ def columns_of(path: Path, header: list[str]) -> dict[str, str]:
         elif field not in OPTIONAL:
             allowed = ", ".join(s for s in spellings if s)
             raise RefusedFileError(
-                f"{path}: no column for {field} among {', '.join(header) or 'none at all'}; allowed names (in any case) are {allowed}."
+                f"{path}: no column for {field} among {', '.join(header) or 'none at all'}; "
+                f"allowed names, in any case, are {allowed}."
             )
     return found
 
@@ -108,18 +102,13 @@ def read(path: Path, today: np.datetime64) -> Iterator[Batch]:
         raise RefusedFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if rows and not readable:
         raise RefusedFileError(
-            f"{path}: no value of its date column is a date; allowed are YYYY-MM-DD, YYYYMMDD, M/D/YYYY, D/M/YYYY (a time may follow) and Unix time."
+            f"{path}: no value of its date column is a date; allowed are YYYY-MM-DD, YYYYMMDD, M/D/YYYY, D/M/YYYY "
+            "(a time may follow) and Unix time."
         )
     if broken:
-        yield Batch(
-            _NONE_GOOD,
-            _rejected(
-                [None] * len(broken),
-                [None] * len(broken),
-                ["the line has too few or too many columns"] * len(broken),
-                broken,
-            ),
-        )
+        unknown: list[Any] = [None] * len(broken)
+        reasons = ["the line has too few or too many columns"] * len(broken)
+        yield Batch(_NO_BARS, _rejected(unknown, unknown, reasons, broken))
 
 
 def _csv(path: Path, broken: list[str]) -> Iterator[pa.RecordBatch]:
@@ -170,7 +159,7 @@ class _Dates:
         self.path = path
         self.day_first: bool | None = None
 
-    def read(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, column: pa.Array) -> tuple[Dates, npt.NDArray[np.int32]]:
         """Dates (datetime64[D], NaT where unreadable) and the seconds of the day. A zone's own local date counts."""
         if pa.types.is_date(column.type):
             column = column.cast(pa.timestamp("s"))
@@ -191,23 +180,24 @@ class _Dates:
                 stamps[matched] = self._stamps(parts.filter(pa.array(matched)))
         return self._split(stamps)
 
-    def _stamps(self, parts: pa.StructArray) -> np.ndarray:
-        def number(name: str) -> np.ndarray:
+    def _stamps(self, parts: pa.StructArray) -> Dates:
+        def number(name: str) -> npt.NDArray[np.int64]:
             texts = parts.field(name)
-            return pc.if_else(pc.equal(texts, ""), "0", texts).cast(pa.int64()).to_numpy(zero_copy_only=False)
+            return np.asarray(pc.if_else(pc.equal(texts, ""), "0", texts).cast(pa.int64()), dtype=np.int64)
 
         names = [field.name for field in parts.type]
         if "unix" in names:
-            unix = number("unix")
+            unix: npt.NDArray[np.int64] = number("unix")
             for limit, divisor in ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3)):  # nano-, micro-, milliseconds
                 unix = np.where(unix >= limit, unix // divisor, unix)
-            return unix.astype("datetime64[s]")
+            return np.array(unix, dtype="datetime64[s]")
         if "first" in names:
             first, second = number("first"), number("second_")
             if self.day_first is None:
                 if (first > 12).any() == (second > 12).any():
                     raise RefusedFileError(
-                        f"{self.path}: its dates ({first[0]}/{second[0]}/…) can be read as month/day and as day/month; YYYY-MM-DD is allowed."
+                        f"{self.path}: its dates ({first[0]}/{second[0]}/…) can be read as month/day and as day/month; "
+                        "YYYY-MM-DD is allowed."
                     )
                 self.day_first = bool((first > 12).any())
             month, day = (second, first) if self.day_first else (first, second)
@@ -216,16 +206,17 @@ class _Dates:
         months = ((number("year") - 1970) * 12 + month - 1).astype("datetime64[M]")
         dates = months.astype("datetime64[D]") + (day - 1)
         dates[(month < 1) | (month > 12) | (day < 1) | (dates.astype("datetime64[M]") != months)] = np.datetime64("NaT")
-        return dates.astype("datetime64[s]") + (number("hour") * 3600 + number("minute") * 60 + number("second"))
+        clock = number("hour") * 3600 + number("minute") * 60 + number("second")
+        return np.array(dates.astype("datetime64[s]") + clock, dtype="datetime64[s]")
 
     @staticmethod
-    def _split(stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _split(stamps: Dates) -> tuple[Dates, npt.NDArray[np.int32]]:
         dates = stamps.astype("datetime64[D]")
         seconds = np.where(np.isnat(stamps), 0, (stamps - dates).astype("int64"))
         return dates, seconds.astype(np.int32)
 
 
-def _numbers(column: pa.Array) -> np.ndarray:
+def _numbers(column: pa.Array) -> npt.NDArray[np.float64]:
     """float64, NaN for whatever is not a number."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.utf8_trim_whitespace(column)
@@ -234,6 +225,10 @@ def _numbers(column: pa.Array) -> np.ndarray:
         except pa.ArrowInvalid:
             column = pc.if_else(pc.match_substring_regex(column, NUMBER), column, None).cast(pa.float64())
     return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _mask(column: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.fill_null(column, False).to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 def _judge(raw: pa.RecordBatch, symbol: str, dates: _Dates, today: np.datetime64) -> Batch:
@@ -248,9 +243,7 @@ def _judge(raw: pa.RecordBatch, symbol: str, dates: _Dates, today: np.datetime64
         symbols = pc.utf8_trim_whitespace(raw["symbol"].cast(pa.string()))
     else:
         symbols = pa.array([symbol] * rows, pa.string())
-    named = pc.fill_null(pc.match_substring_regex(symbols, r"^[^\s[:cntrl:]]{1,64}$"), False).to_numpy(
-        zero_copy_only=False
-    )
+    named = _mask(pc.match_substring_regex(symbols, r"^[^\s[:cntrl:]]{1,64}$"))
     day, seconds = dates.read(raw["date"])
 
     with np.errstate(invalid="ignore"):
@@ -258,12 +251,10 @@ def _judge(raw: pa.RecordBatch, symbol: str, dates: _Dates, today: np.datetime64
             ("the symbol is not a name", ~named),
             ("the date cannot be read", np.isnat(day)),
             ("the date is in the future", day > today),
-        ]
-        faults += [(f"{name} is not a number", ~np.isfinite(values[name])) for name in values]
-        faults += [(f"{name} is negative", values[name] < 0) for name in values]
-        faults += [
-            ("volume is too large", values["volume"] > LARGEST_VOLUME),
+            *((f"{name} is not a number", ~np.isfinite(column)) for name, column in values.items()),
+            *((f"{name} is negative", column < 0) for name, column in values.items()),
             ("high is below low", values["high"] < values["low"]),
+            ("volume is too large", values["volume"] > LARGEST_VOLUME),
         ]
     bad = np.logical_or.reduce([mask for _, mask in faults])
 
@@ -303,7 +294,7 @@ def _rejected(symbols: list[str | None], days: list[date | None], reasons: list[
     )
 
 
-_NONE_GOOD = pa.table(
+_NO_BARS = pa.table(
     {
         "symbol": pa.array([], pa.string()),
         "event_timestamp": pa.array([], pa.date32()),

@@ -41,7 +41,9 @@ class _Group(click.Group):
             raise LarderError(f"Unexpected {type(error).__name__}: {what} (--debug shows where)") from error
 
 
-@click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 @click.option(
     "--credentials",
     type=click.Path(path_type=Path),
@@ -65,14 +67,16 @@ def main(context: click.Context, credentials: Path | None, *, debug: bool) -> No
 def load(credentials: Credentials, paths: tuple[Path, ...]) -> None:
     """Load daily bars from CSV and Parquet files.
 
-    Of a directory each new or changed file is loaded once; a FILE is loaded whenever it is named. The symbol is in a column or else
-    the file's name (GOOG.US.csv). Impossible bars go into market_data.rejected_bars, the others into market_data.ohlcv_daily.
+    Of a directory each new or changed file is loaded once; a FILE is loaded whenever it is named. The symbol is in a
+    column or else the file's name (GOOG.US.csv). Impossible bars go into market_data.rejected_bars, with the reason.
     """
     from larder.load import load as load_files
 
     loaded = load_files(credentials.load_url, paths)
     if loaded.refused:
-        raise RefusedFileError(f"{loaded.refused} of the files could not be understood (see above); the others were loaded.")
+        raise RefusedFileError(
+            f"{loaded.refused} of the files could not be understood (see above); the others were loaded."
+        )
 
 
 @main.command(epilog=EXIT_CODES)
@@ -157,11 +161,10 @@ def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
 @pass_credentials
 def status(credentials: Credentials, max_age: float, *, as_json: bool) -> None:
     """Report views, rows, the newest bar, the last materialization, and the latency of a real online read."""
-    from larder.status import as_text, status as get_status
+    from larder.status import as_text
+    from larder.status import status as get_status
 
     result = get_status(credentials, max_age_hours=max_age)
     click.echo(json.dumps(result.as_dict(), indent=2, default=str) if as_json else as_text(result))
     if not result.healthy:
         raise UnhealthyError(" ".join(result.problems))
-
-

@@ -1,7 +1,6 @@
 """`larder compute`: features from bars, for the symbols whose bars changed."""
 
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from time import monotonic
@@ -15,7 +14,7 @@ from psycopg import sql
 from tqdm import tqdm
 
 from larder import db
-from larder.indicators import INTEGERS, VIEWS, Bars
+from larder.indicators import INTEGERS, VIEWS, Array, Bars
 from larder.indicators import compute as features_of
 from larder.log import event
 
@@ -26,8 +25,8 @@ COLUMNS = {
     **dict.fromkeys(("open", "high", "low", "close", "adjusted_close", "volume"), pa.float64()),
 }
 
-# In the order of symbols, as `larder load` notes them, so that neither waits for the other in a circle. From here to the end of
-# the transaction a load of these symbols waits to note its bars, and then finds no note and makes a new one: nothing is lost.
+# In the order of symbols, as `larder load` notes them, so that neither waits for the other in a circle. From here to
+# the end of the transaction a load of these symbols waits to note its bars; it then finds no note and makes a new one.
 TAKE = """
 WITH taken AS (SELECT symbol FROM market_data.pending_compute WHERE symbol = ANY(%s) ORDER BY symbol FOR UPDATE)
 DELETE FROM market_data.pending_compute USING taken WHERE pending_compute.symbol = taken.symbol
@@ -35,8 +34,8 @@ RETURNING pending_compute.symbol, since
 """
 
 BARS = """
-SELECT symbol, event_timestamp AT TIME ZONE 'UTC', open, high, low, close, adjusted_close, volume FROM market_data.ohlcv_daily
-WHERE symbol = ANY(%s) ORDER BY symbol, event_timestamp
+SELECT symbol, event_timestamp AT TIME ZONE 'UTC', open, high, low, close, adjusted_close, volume
+FROM market_data.ohlcv_daily WHERE symbol = ANY(%s) ORDER BY symbol, event_timestamp
 """
 
 # The online store has to be written from a symbol's newest bar on, whichever of its rows changed.
@@ -52,17 +51,15 @@ def compute(url: str, *, full: bool = False) -> int:
     with db.connect(url, "compute") as connection:
         for view, names in VIEWS.items():
             types = ", ".join(f"{name} {'bigint' if name in INTEGERS else 'float8'}" for name in names)
-            connection.execute(
-                f"CREATE TEMP TABLE staged_{view} (symbol text, event_timestamp timestamptz, {types}) ON COMMIT DELETE ROWS"
-            )  # type: ignore[arg-type]
+            columns = sql.SQL(f"symbol text, event_timestamp timestamptz, {types}")
+            stage = sql.Identifier(f"staged_{view}")
+            connection.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DELETE ROWS").format(stage, columns))
         rows = connection.execute(
             "SELECT symbol, count(*) FROM market_data.ohlcv_daily "
             "WHERE %s OR symbol IN (SELECT symbol FROM market_data.pending_compute) GROUP BY symbol ORDER BY symbol",
             [full],
         ).fetchall()
-        with tqdm(
-            desc="compute", total=len(rows), unit=" symbols", disable=None, file=sys.stderr, leave=False
-        ) as progress:
+        with tqdm(desc="compute", total=len(rows), unit=" symbols", disable=None, leave=False) as progress:
             for group in _groups(rows):
                 started = monotonic()
                 with connection.transaction():
@@ -98,7 +95,7 @@ def _compute_group(connection: psycopg.Connection, symbols: list[str], *, full: 
     changed: set[str] = set()
     count = 0
     for view, names in VIEWS.items():
-        statement = db.upsert(f"features.{view}", f"staged_{view}", ("symbol", "event_timestamp", *names))
+        statement = db.upsert(f"features.{view}", f"staged_{view}", (*db.KEY, *names))
         per_symbol = connection.execute(
             sql.SQL("WITH changed AS (") + statement + sql.SQL(") SELECT symbol, count(*) FROM changed GROUP BY symbol")
         ).fetchall()
@@ -127,24 +124,13 @@ def _histories(connection: psycopg.Connection, symbols: list[str]) -> dict[str, 
 
 
 def _features(view: str, history: pa.Table, since: datetime | None) -> pa.Table:
-    bars = Bars(
-        {name: history[name].to_numpy() for name in ("open", "high", "low", "close", "adjusted_close", "volume")}
-    )
-    results = features_of(view, bars)
-    table = pa.table(
-        {
-            "symbol": history["symbol"],
-            "event_timestamp": history["event_timestamp"],
-            **{name: _column(name, values) for name, values in results.items()},
-        }
-    )
-    if since is None:
-        return table
-    return table.filter(
-        pc.greater_equal(table["event_timestamp"], pa.scalar(since, table["event_timestamp"].type))
-    )
+    bars = Bars({name: history[name].to_numpy() for name in COLUMNS if name not in db.KEY})
+    values = {name: _column(name, column) for name, column in features_of(view, bars).items()}
+    times = history["event_timestamp"]
+    table = pa.table({"symbol": history["symbol"], "event_timestamp": times, **values})
+    return table if since is None else table.filter(pc.greater_equal(times, pa.scalar(since, times.type)))
 
 
-def _column(name: str, values: np.ndarray) -> pa.Array:
+def _column(name: str, values: Array) -> pa.Array:
     column = pa.array(values, from_pandas=True)  # NaN becomes NULL
     return column.cast(pa.int64()) if name in INTEGERS else column

@@ -17,7 +17,9 @@ class Credentials:
     def directory(self) -> Path:
         directory = self._directory or os.environ.get("CREDENTIALS_DIRECTORY")
         if not directory:
-            raise ConfigError("No credentials: give --credentials DIR, or run as a unit that has CREDENTIALS_DIRECTORY.")
+            raise ConfigError(
+                "No credentials: give --credentials DIR, or run as a unit that has CREDENTIALS_DIRECTORY."
+            )
         if not Path(directory).is_dir():
             raise ConfigError(f"No credentials: {directory} is not a directory.")
         return Path(directory)

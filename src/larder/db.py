@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -12,6 +12,9 @@ from larder.errors import BusyError, ConfigError, LarderError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+KEY = ("symbol", "event_timestamp")
+MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn)
 
 
 @contextmanager
@@ -31,13 +34,10 @@ def connect(url: str, purpose: str) -> Iterator[psycopg.Connection]:
             yield connection
         except psycopg.errors.InsufficientPrivilege as error:
             raise LarderError(f"PostgreSQL refused {purpose}: {_first_line(error)}.") from error
-        except (
-            psycopg.errors.UndefinedTable,
-            psycopg.errors.InvalidSchemaName,
-            psycopg.errors.UndefinedColumn,
-        ) as error:
+        except MISSING as error:
             raise LarderError(
-                f"PostgreSQL lacks what {purpose} needs: {_first_line(error)}. The tables are declared in tables.yml; site.yml creates them."
+                f"PostgreSQL lacks what {purpose} needs: {_first_line(error)}. "
+                "site.yml creates the tables that the repository's tables.yml declares."
             ) from error
         except psycopg.OperationalError as error:
             raise LarderError(f"PostgreSQL was lost during {purpose}: {_first_line(error)}") from error
@@ -65,7 +65,7 @@ def identifier(table: str) -> sql.Identifier:
 
 
 def copy_in(connection: psycopg.Connection, stage: str, columns: "pa.Table") -> None:
-    """COPY an Arrow table into a table of the same columns. Nulls arrive as NULL, floats exactly (shortest round trip)."""
+    """COPY an Arrow table into a table of the same columns. Nulls arrive as NULL, floats as they were."""
     import pyarrow.csv as pc
 
     buffer = io.BytesIO()
@@ -77,18 +77,19 @@ def copy_in(connection: psycopg.Connection, stage: str, columns: "pa.Table") -> 
         copy.write(buffer.getbuffer())
 
 
-def copy_out(connection: psycopg.Connection, query: str, parameters: Sequence[object]) -> bytes:
+def copy_out(connection: psycopg.Connection, query: LiteralString, parameters: Sequence[object]) -> bytes:
     """The rows of a query as CSV."""
-    with connection.cursor() as cursor, cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT csv)", parameters) as copy:  # type: ignore[arg-type]
+    statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT csv)").format(sql.SQL(query))
+    with connection.cursor() as cursor, cursor.copy(statement, parameters) as copy:
         return b"".join(copy)
 
 
 def upsert(table: str, stage: str, columns: Sequence[str]) -> sql.Composed:
     """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING the keys of what changed.
 
-    Keys are (symbol, event_timestamp). Rows that are equal already are not touched: no dead tuples, no WAL, no recomputation.
+    Rows that are equal already are not touched: no dead tuples, nothing to recompute.
     """
-    values = [c for c in columns if c not in ("symbol", "event_timestamp")]
+    values = [c for c in columns if c not in KEY]
     names = sql.SQL(", ").join
     return sql.SQL(
         "INSERT INTO {table} AS kept ({all}) SELECT {all} FROM {stage} "

@@ -21,7 +21,11 @@ def quiet() -> Iterator[None]:
     debug = logger.isEnabledFor(10)
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"
-    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if debug else nowhere), warnings.catch_warnings():
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(sys.stderr if debug else nowhere),
+        warnings.catch_warnings(),
+    ):
         if not debug:
             warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
 """The 42 features of the six daily views, each defined in one line (FEATURES.md is the specification).
 
-Every function takes a symbol's whole history, oldest bar first, and gives one float64 per bar: NaN where the history is still
-too short or where the definition divides by zero. TA-Lib's recursive indicators (EMA, RSI, ATR, MACD) depend on where a history
-starts, which is why features are always computed from the first bar on.
+Every function takes a symbol's whole history, oldest bar first, and gives one float64 per bar: NaN where the history is
+still too short or where the definition divides by zero. TA-Lib's recursive indicators (EMA, RSI, ATR, MACD) depend on
+where a history starts, which is why features are always computed from the first bar on.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,24 +44,30 @@ class Bars:
 
     @cached_property
     def macd(self) -> tuple[Array, Array, Array]:
-        return talib.MACD(self.close, 12, 26, 9)
+        line, signal, histogram = talib.MACD(self.close, 12, 26, 9)
+        return line, signal, histogram
 
     @cached_property
     def stoch(self) -> tuple[Array, Array]:
-        return talib.STOCH(self.high, self.low, self.close, 14, 3, talib.MA_Type.SMA, 3, talib.MA_Type.SMA)
+        k, d = talib.STOCH(self.high, self.low, self.close, 14, 3, talib.MA_Type.SMA, 3, talib.MA_Type.SMA)
+        return k, d
 
     @cached_property
     def std_20(self) -> Array:
-        """TA-Lib's STDDEV(C, 20, 1), each window by itself: TA-Lib's running sums of squares cancel where prices hardly move."""
+        """STDDEV(C, 20, 1), each window by itself: TA-Lib's running sums of squares cancel where prices hardly move."""
         return windowed(self.close, 20, lambda w: w.std(axis=1))
 
     @cached_property
+    def hist_volatility_20(self) -> Array:
+        return windowed(self.log_return, 20, lambda w: w.std(axis=1, ddof=1) * np.sqrt(TRADING_DAYS))
+
+    @cached_property
     def sma_20(self) -> Array:
-        return talib.SMA(self.close, 20)
+        return np.asarray(talib.SMA(self.close, 20))
 
     @cached_property
     def volume_sma_20(self) -> Array:
-        return talib.SMA(self.volume, 20)
+        return np.asarray(talib.SMA(self.volume, 20))
 
 
 def previous(values: Array) -> Array:
@@ -89,7 +95,7 @@ def window_sum(values: Array, length: int) -> Array:
 
 def engulfing(b: Bars) -> Array:
     """CDLENGULFING, without the zeros that TA-Lib puts where it has seen too few bars (its lookback is 2)."""
-    result = talib.CDLENGULFING(b.open, b.high, b.low, b.close).astype(np.float64)
+    result = np.asarray(talib.CDLENGULFING(b.open, b.high, b.low, b.close), dtype=np.float64)
     result[:2] = np.nan
     return result
 
@@ -131,7 +137,7 @@ VIEWS: dict[str, dict[str, Callable[[Bars], Array]]] = {
         "bb_lower":           lambda b: b.sma_20 - 2 * b.std_20,
         "bb_width":           lambda b: ratio(4 * b.std_20, b.sma_20),
         "std_20":             lambda b: b.std_20,
-        "hist_volatility_20": lambda b: windowed(b.log_return, 20, lambda w: w.std(axis=1, ddof=1)) * np.sqrt(TRADING_DAYS),
+        "hist_volatility_20": lambda b: b.hist_volatility_20,
     },
     "volume_indicators": {
         "volume_sma_20":      lambda b: b.volume_sma_20,

@@ -1,15 +1,14 @@
 """`larder materialize`: the newest row of each entity into the online store, corrected ones too.
 
-Feast's own watermark (materialize-incremental) is event time: a bar that arrives late, or again, is behind it for ever. So a window
-that ends now is materialized each time. Redis would still skip a corrected row, because its timestamp is not newer than what is
-stored; `skip_dedup: true` in the pipeline's feature_store.yaml writes it. That is right here, and only here, because
- - every window ends at the database's now(), so that the newest row of an entity in it is the newest row there is, and writing it
-   cannot take the store back to an older one;
- - nothing else writes these views: a lock admits one materialization, and views that are fed by push are left out (a push keeps
-   Feast's comparison of timestamps).
+Feast's own watermark (materialize-incremental) is event time: a bar that arrives late, or again, is behind it for ever.
+So a window that ends now is materialized each time. Redis would still skip a corrected row, because its timestamp is
+not newer than what is stored; `skip_dedup: true` in the pipeline's feature_store.yaml writes it. That is right here only:
+ - every window ends at the database's now(), so that the newest row of an entity in it is the newest row there is, and
+   writing it cannot take the store back to an older one;
+ - nothing else writes these views: a lock admits one materialization, and views that are fed by push are left out (a
+   push keeps Feast's comparison of timestamps).
 """
 
-import sys
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
@@ -22,39 +21,43 @@ from larder.credentials import Credentials
 from larder.errors import LarderError
 from larder.log import event, logger
 
+# A row that changed meanwhile was noted again and keeps its note.
+DONE = """
+DELETE FROM features.pending_materialize p USING unnest(%s::text[], %s::timestamptz[]) AS done (symbol, noted_at)
+WHERE (p.symbol, p.noted_at) = (done.symbol, done.noted_at)
+"""
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def materialize(credentials: Credentials, *, days: int = 7, since: datetime | None = None) -> int:
     """Write a window of every batch view to the online store; returns the number of views.
 
-    The window is `days` long, longer where a symbol with only older bars has changed; `since` sets its start. A view that was applied
-    after its last materialization is materialized from the beginning.
+    The window is `days` long, longer where a symbol with only older bars has changed; `since` sets its start. After an
+    apply, views are materialized from the beginning: they may have features that the online store has nothing of.
     """
-    with db.connect(credentials.pipeline_url, "materialize") as connection, db.try_lock(connection, "larder materialize"):
+    with (
+        db.connect(credentials.pipeline_url, "materialize") as connection,
+        db.try_lock(connection, "larder materialize"),
+    ):
         pending, start, end = _window(connection, days)
         applied = _applied(credentials)
         with feast_store.quiet():
             store = feast_store.open_store(credentials.feature_store)
             views = feast_store.batch_views(store)
-            for view in tqdm(views, desc="materialize", unit=" views", disable=None, file=sys.stderr, leave=False):
+            for view in tqdm(views, desc="materialize", unit=" views", disable=None, leave=False):
                 last = view.most_recent_end_time
                 begin = since or (BEGINNING if last is None or last < applied else start)
                 started = monotonic()
                 _one(store, view.name, begin, end)
                 event("materialized", view=view.name, start=begin.isoformat(), seconds=monotonic() - started)
-        # A row that changed meanwhile was noted again and keeps its note.
         if pending:
-            connection.execute(
-                "DELETE FROM features.pending_materialize p USING unnest(%s::text[], %s::timestamptz[]) AS done (symbol, noted_at) "
-                "WHERE (p.symbol, p.noted_at) = (done.symbol, done.noted_at)",
-                [[symbol for symbol, _ in pending], [noted_at for _, noted_at in pending]],
-            )
+            symbols, times = zip(*pending, strict=True)
+            connection.execute(DONE, [list(symbols), list(times)])
     return len(views)
 
 
 def _window(connection: psycopg.Connection, days: int) -> tuple[list[tuple[str, datetime]], datetime, datetime]:
-    """What is pending, and the window that covers it: from `days` ago, or the newest bar of the symbol that has only older ones."""
+    """What is pending, and the window: from `days` ago, or from the newest bar of a changed symbol if that is older."""
     end: datetime = connection.execute("SELECT now()").fetchall()[0][0]
     start = end - timedelta(days=days)
     # A repository with views of its own may have no such table.
@@ -80,4 +83,6 @@ def _one(store: Any, view: str, start: datetime, end: datetime) -> None:
         store.materialize(start, end, [view])
     except Exception as error:
         logger.debug("materialize", exc_info=True)
-        raise LarderError(f"{view} cannot be materialized: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        raise LarderError(
+            f"{view} cannot be materialized: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        ) from error

@@ -40,7 +40,9 @@ def write(directory: Path, values: Mapping[str, float | Mapping[str, float]]) ->
         else:
             lines.append(f"{metric} {value:.15g}")
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".", suffix=".tmp", delete=False, encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=directory, prefix=".", suffix=".tmp", delete=False, encoding="utf-8"
+    ) as file:
         file.write("\n".join(lines) + "\n")
     Path(file.name).chmod(0o644)
     Path(file.name).replace(directory / NAME)

@@ -1,4 +1,4 @@
-"""Feast's PostgreSQL offline store, and what it lacks in 0.67: a push to the offline store (`to: offline`, `online_and_offline`)."""
+"""Feast's PostgreSQL offline store, and what it lacks in 0.67: pushes with `to: offline` or `online_and_offline`."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,13 +15,13 @@ from feast.repo_config import RepoConfig
 from psycopg import sql
 
 
-class TimescaleOfflineStoreConfig(PostgreSQLOfflineStoreConfig):
+class TimescaleOfflineStoreConfig(PostgreSQLOfflineStoreConfig):  # type: ignore[misc] # Feast is untyped
     """As `type: postgres`, with this class as the type."""
 
-    type: Literal["larder.offline_store.TimescaleOfflineStore"] = "larder.offline_store.TimescaleOfflineStore"  # type: ignore[assignment]
+    type: Literal["larder.offline_store.TimescaleOfflineStore"] = "larder.offline_store.TimescaleOfflineStore"
 
 
-class TimescaleOfflineStore(PostgreSQLOfflineStore):
+class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Feast is untyped
     """PostgreSQL that also takes pushed rows."""
 
     @staticmethod
@@ -33,7 +33,7 @@ class TimescaleOfflineStore(PostgreSQLOfflineStore):
     ) -> None:
         """Insert pushed rows into the table of the view's batch source; a row that is there already stays as it is."""
         source = feature_view.batch_source
-        if not isinstance(source, PostgreSQLSource) or not (target := source._postgres_options._table):  # noqa: SLF001 - Feast offers no other way
+        if not isinstance(source, PostgreSQLSource) or not (target := source._postgres_options._table):
             raise TypeError(f"{feature_view.name}: a push to the offline store needs a PostgreSQLSource with a table.")
         known = {source.timestamp_field, source.created_timestamp_column, *feature_view.join_keys}
         columns = [c for c in table.column_names if c in known or c in {f.name for f in feature_view.features}]

@@ -26,7 +26,12 @@ class _Run:
 
 
 def run(
-    credentials: Credentials, stages: Sequence[str], incoming: Sequence[Path], *, days: int = 7, metrics_dir: Path | None = None
+    credentials: Credentials,
+    stages: Sequence[str],
+    incoming: Sequence[Path],
+    *,
+    days: int = 7,
+    metrics_dir: Path | None = None,
 ) -> None:
     """Run the stages. A file that load refuses stops nothing, but the run then ends with RefusedFileError."""
     with db.connect(credentials.pipeline_url, "run") as connection, db.try_lock(connection, "larder run"):
@@ -75,7 +80,9 @@ def _stage(stage: str, credentials: Credentials, incoming: Sequence[Path], days:
         materialize(credentials, days=days)
 
 
-def _write_metrics(directory: Path, connection: psycopg.Connection, done: _Run, started: float, *, success: bool) -> None:
+def _write_metrics(
+    directory: Path, connection: psycopg.Connection, done: _Run, started: float, *, success: bool
+) -> None:
     now = time.time()
     last_success = "larder_pipeline_last_success_timestamp_seconds"
     values: dict[str, float | dict[str, float]] = {

@@ -16,6 +16,10 @@ from larder.errors import LarderError
 from larder.log import logger
 
 READS = 5
+BARS = """
+SELECT (SELECT max(event_timestamp) FROM market_data.ohlcv_daily), (SELECT count(*) FROM market_data.rejected_bars),
+       (SELECT count(*) FROM market_data.pending_compute)
+"""
 
 
 @dataclass
@@ -91,11 +95,8 @@ def _view(connection: psycopg.Connection, view: Any, *, batch: bool) -> View:
 
 
 def _bars(connection: psycopg.Connection, result: Status) -> None:
-    with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):  # a repository with views of its own has no bars
-        result.newest_bar, result.rejected_bars, result.pending_symbols = connection.execute(
-            "SELECT (SELECT max(event_timestamp) FROM market_data.ohlcv_daily), (SELECT count(*) FROM market_data.rejected_bars), "
-            "(SELECT count(*) FROM market_data.pending_compute)"
-        ).fetchall()[0]
+    with suppress(*db.MISSING):  # a repository with views of its own has no bars
+        result.newest_bar, result.rejected_bars, result.pending_symbols = connection.execute(BARS).fetchall()[0]
 
 
 def _read(connection: psycopg.Connection, store: Any, views: list[Any], result: Status) -> None:
@@ -104,7 +105,9 @@ def _read(connection: psycopg.Connection, store: Any, views: list[Any], result: 
     keys = first.join_keys
     row = connection.execute(
         sql.SQL("SELECT {} FROM {} AS source ORDER BY {} DESC LIMIT 1").format(
-            sql.SQL(", ").join(map(sql.Identifier, keys)), _table(first), sql.Identifier(first.batch_source.timestamp_field)
+            sql.SQL(", ").join(map(sql.Identifier, keys)),
+            _table(first),
+            sql.Identifier(first.batch_source.timestamp_field),
         )
     ).fetchone()
     if not row:
@@ -121,7 +124,9 @@ def _read(connection: psycopg.Connection, store: Any, views: list[Any], result: 
             seconds.append(perf_counter() - begun)
     except Exception as error:
         logger.debug("read", exc_info=True)
-        raise LarderError(f"The online store cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        raise LarderError(
+            f"The online store cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        ) from error
     values = {name: value[0] for name, value in answer.items() if name not in keys}
     empty = [v.name for v in same if all(values[f"{v.name}__{f.name}"] is None for f in v.features)]
     if empty:
@@ -135,7 +140,10 @@ def as_text(result: Status) -> str:
     def minute(time: datetime | None) -> str:
         return f"{time:%Y-%m-%d %H:%M}" if time else "never"
 
-    lines += [f"{v.name:<34}{v.fed_by:<8}{v.features:>8}{v.rows:>12,}  {minute(v.newest):<18}{minute(v.materialized):<18}" for v in result.views]
+    lines += [
+        f"{v.name:<34}{v.fed_by:<8}{v.features:>8}{v.rows:>12,}  {minute(v.newest):<18}{minute(v.materialized):<18}"
+        for v in result.views
+    ]
     age = f", {result.age_seconds / 3600:.1f} hours ago" if result.age_seconds is not None else ""
     lines += [
         "",
@@ -145,5 +153,7 @@ def as_text(result: Status) -> str:
         f"symbols to compute    {result.pending_symbols:,}",
     ]
     if result.read:
-        lines.append(f"online read           {result.read['features']} features in {result.read['latency_ms']:.1f} ms (median)")
+        lines.append(
+            f"online read           {result.read['features']} features in {result.read['latency_ms']:.1f} ms (median)"
+        )
     return "\n".join([*lines, "", *(result.problems or ["healthy"])])
