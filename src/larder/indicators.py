@@ -59,7 +59,8 @@ class Bars:
 
     @cached_property
     def hist_volatility_20(self) -> Array:
-        return windowed(self.log_return, 20, lambda w: w.std(axis=1, ddof=1) * np.sqrt(TRADING_DAYS))
+        with np.errstate(invalid="ignore"):
+            return windowed(self.log_return, 20, lambda w: w.std(axis=1, ddof=1) * np.sqrt(TRADING_DAYS))
 
     @cached_property
     def sma_20(self) -> Array:
@@ -94,8 +95,11 @@ def window_sum(values: Array, length: int) -> Array:
 
 
 def engulfing(b: Bars) -> Array:
-    """CDLENGULFING, without the zeros that TA-Lib puts where it has seen too few bars (its lookback is 2)."""
-    result = np.asarray(talib.CDLENGULFING(b.open, b.high, b.low, b.close), dtype=np.float64)
+    """CDLENGULFING as -100, 0, 100, NaN for the first two bars.
+
+    TA-Lib puts zeros where it has seen too few bars, and since 0.6 it says 80 where one end of the two bodies is the same.
+    """
+    result = 100 * np.sign(np.asarray(talib.CDLENGULFING(b.open, b.high, b.low, b.close), dtype=np.float64))
     result[:2] = np.nan
     return result
 

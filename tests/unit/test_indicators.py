@@ -1,0 +1,215 @@
+"""Every feature against its definition, written here a second time without TA-Lib."""
+
+import math
+from statistics import fmean, pstdev, stdev
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from larder.indicators import VIEWS, Bars, compute
+
+FEATURES = {name: view for view, names in VIEWS.items() for name in names}
+STANDARD_DEVIATION = {"bb_upper", "bb_lower", "bb_width", "std_20", "hist_volatility_20"}
+
+
+def history(n, seed=1, *, volume=True):
+    random = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(random.normal(0, 0.02, n)))
+    open_ = close * np.exp(random.normal(0, 0.01, n))
+    return {
+        "open": open_,
+        "high": np.maximum(open_, close) * (1 + random.uniform(0, 0.01, n)),
+        "low": np.minimum(open_, close) * (1 - random.uniform(0, 0.01, n)),
+        "close": close,
+        "adjusted_close": close / 2,
+        "volume": random.integers(0, 10**7, n).astype(float) if volume else np.zeros(n),
+    }
+
+
+def sma(values, n):
+    return [None if i + 1 < n else fmean(values[i + 1 - n : i + 1]) for i in range(len(values))]
+
+
+def ema(values, n, start=0):
+    """Seeded with the mean of the first n values from `start` on."""
+    result = [None] * len(values)
+    if len(values) < start + n:
+        return result
+    value = result[start + n - 1] = fmean(values[start : start + n])
+    for i in range(start + n, len(values)):
+        value = result[i] = value + (values[i] - value) * 2 / (n + 1)
+    return result
+
+
+def wilder(values, n):
+    """Smoothed from the second value on: the first has no predecessor."""
+    result = [None] * len(values)
+    if len(values) <= n:
+        return result
+    value = result[n] = fmean(values[1 : n + 1])
+    for i in range(n + 1, len(values)):
+        value = result[i] = (value * (n - 1) + values[i]) / n
+    return result
+
+
+def each(function, *columns):
+    return [None if None in row else function(*row) for row in zip(*columns, strict=True)]
+
+
+def divide(a, b):
+    return None if b == 0 else a / b
+
+
+def expected(bars):
+    o, h, l, c, v = (list(map(float, bars[k])) for k in ("open", "high", "low", "close", "volume"))  # noqa: E741 - as in the specification
+    n = len(c)
+    typical = [(h[i] + l[i] + c[i]) / 3 for i in range(n)]
+
+    def last(values, length, i):
+        return values[i + 1 - length : i + 1]
+
+    def window(length, function):
+        return [None if i + 1 < length else function(i) for i in range(n)]
+
+    out = {name: list(map(float, bars[name])) for name in ("open", "high", "low", "close", "volume", "adjusted_close")}
+    out["typical_price"] = typical
+    out |= {f"sma_{k}": sma(c, k) for k in (5, 10, 20, 50, 200)}
+    out |= {f"ema_{k}": ema(c, k) for k in (12, 26, 50)}
+
+    change = [0.0, *(c[i] - c[i - 1] for i in range(1, n))]
+    up, down = wilder([max(x, 0) for x in change], 14), wilder([max(-x, 0) for x in change], 14)
+    out["rsi_14"] = each(lambda a, b: 0.0 if a + b == 0 else 100 * a / (a + b), up, down)
+
+    # TA-Lib starts both averages so that their first values fall on the same bar, and shows nothing before the signal.
+    macd = each(lambda a, b: a - b, ema(c, 12, start=14), ema(c, 26))
+    signal = [None] * 25 + ema(macd[25:], 9) if n > 25 else [None] * n
+    out["macd"] = each(lambda m, _: m, macd, signal)
+    out["macd_signal"] = signal
+    out["macd_histogram"] = each(lambda m, s: m - s, macd, signal)
+
+    fast = window(14, lambda i: (c[i] - min(last(l, 14, i)), max(last(h, 14, i)) - min(last(l, 14, i))))
+    fast = each(lambda p: 0.0 if p[1] == 0 else 100 * p[0] / p[1], fast)
+    k = [None] * 13 + sma(fast[13:], 3) if n > 13 else [None] * n
+    d = [None] * 15 + sma(k[15:], 3) if n > 15 else [None] * n
+    out["stoch_k"], out["stoch_d"] = each(lambda a, _: a, k, d), d
+    out["roc_10"] = [None if i < 10 else 100 * (c[i] / c[i - 10] - 1) for i in range(n)]
+
+    true_range = [0.0, *(max(h[i], c[i - 1]) - min(l[i], c[i - 1]) for i in range(1, n))]
+    out["atr_14"] = wilder(true_range, 14)
+    deviation = window(20, lambda i: pstdev(last(c, 20, i)))
+    middle = sma(c, 20)
+    out["bb_middle"], out["std_20"] = middle, deviation
+    out["bb_upper"] = each(lambda m, s: m + 2 * s, middle, deviation)
+    out["bb_lower"] = each(lambda m, s: m - 2 * s, middle, deviation)
+    out["bb_width"] = each(lambda a, b, m: divide(a - b, m), out["bb_upper"], out["bb_lower"], middle)
+    log_return = [None, *(math.log(c[i] / c[i - 1]) for i in range(1, n))]
+    out["hist_volatility_20"] = [None if i < 20 else stdev(last(log_return, 20, i)) * math.sqrt(252) for i in range(n)]
+
+    out["volume_sma_20"] = sma(v, 20)
+    out["volume_ratio"] = each(divide, v, out["volume_sma_20"])
+    obv = [v[0]]
+    for i in range(1, n):
+        obv.append(obv[-1] + (v[i] if c[i] > c[i - 1] else -v[i] if c[i] < c[i - 1] else 0))
+    out["obv"] = obv
+    flow = [typical[i] * v[i] for i in range(n)]
+    out["vwap"] = window(20, lambda i: divide(math.fsum(last(flow, 20, i)), math.fsum(last(v, 20, i))))
+    gain = [0.0, *(flow[i] if typical[i] > typical[i - 1] else 0.0 for i in range(1, n))]
+    loss = [0.0, *(flow[i] if typical[i] < typical[i - 1] else 0.0 for i in range(1, n))]
+    sums = window(14, lambda i: (math.fsum(last(gain, 14, i)), math.fsum(last(loss, 14, i))))
+    sums = [None if i < 14 else s for i, s in enumerate(sums)]
+    # Below a flow of 1 TA-Lib says 0.
+    out["mfi_14"] = each(lambda s: 0.0 if sum(s) < 1 else 100 * s[0] / sum(s), sums)
+
+    out["daily_return"] = [None, *(c[i] / c[i - 1] - 1 for i in range(1, n))]
+    out["log_return"] = log_return
+    out["price_range"] = [h[i] - l[i] for i in range(n)]
+    out["body_size"] = [abs(c[i] - o[i]) for i in range(n)]
+    out["upper_shadow"] = [h[i] - max(o[i], c[i]) for i in range(n)]
+    out["lower_shadow"] = [min(o[i], c[i]) - l[i] for i in range(n)]
+    out["is_green_candle"] = [1 if c[i] > o[i] else 0 for i in range(n)]
+    out["cdl_engulfing"] = [None if i < 2 else engulfing(o, c, i) for i in range(n)]
+    return out
+
+
+def engulfing(o, c, i):
+    """The body of the bar holds the one before, of the other colour; one end may be the same."""
+    if c[i] >= o[i] and c[i - 1] < o[i - 1]:
+        ends = (c[i] - o[i - 1], c[i - 1] - o[i])
+        sign = 1
+    elif c[i] < o[i] and c[i - 1] >= o[i - 1]:
+        ends = (o[i] - c[i - 1], o[i - 1] - c[i])
+        sign = -1
+    else:
+        return 0
+    return 100 * sign if min(ends) >= 0 and max(ends) > 0 else 0
+
+
+def check(bars, name):
+    actual = compute(FEATURES[name], Bars(bars))[name]
+    wanted = np.array([np.nan if x is None else x for x in expected(bars)[name]], dtype=float)
+    assert np.array_equal(np.isnan(actual), np.isnan(wanted)), "NULL where the other has a value"
+    np.testing.assert_allclose(actual, wanted, rtol=1e-9, atol=1e-9 * max(bars["close"]) if name != "obv" else 0)
+
+
+def test_there_are_42_features_in_six_views():
+    assert {view: len(names) for view, names in VIEWS.items()} == {
+        "ohlcv_features": 7,
+        "technical_indicators_ma": 8,
+        "technical_indicators_momentum": 7,
+        "technical_indicators_volatility": 7,
+        "volume_indicators": 5,
+        "price_action": 8,
+    }
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("bars", [1, 2, 3, 14, 15, 20, 21, 34, 300])
+def test_feature_equals_its_definition(name, bars):
+    check(history(bars, seed=bars), name)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_feature_of_prices_that_never_move_and_volumes_of_zero(name):
+    n = 60
+    bars = {k: np.full(n, 123.456) for k in ("open", "high", "low", "close", "adjusted_close")} | {
+        "volume": np.zeros(n)
+    }
+    check(bars, name)
+
+
+@pytest.mark.parametrize("name", STANDARD_DEVIATION)
+def test_standard_deviation_where_prices_hardly_move(name):
+    bars = history(400)
+    for k in ("open", "high", "low", "close", "adjusted_close"):
+        bars[k] = 1e5 + bars[k] * 1e-4
+    actual = compute(FEATURES[name], Bars(bars))[name]
+    wanted = np.array([np.nan if x is None else x for x in expected(bars)[name]], dtype=float)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-7)
+
+
+def test_an_engulfing_bar_may_open_where_the_last_one_closed():
+    bars = {"open": [10, 10, 9, 9], "close": [10, 9, 11, 8], "high": [12] * 4, "low": [7] * 4}
+    bars |= {"adjusted_close": bars["close"], "volume": [1] * 4}
+    assert list(compute("price_action", Bars(bars))["cdl_engulfing"][2:]) == [100, 0]
+
+
+def test_a_price_of_zero_gives_no_infinity():
+    bars = history(60)
+    for k in ("open", "high", "low", "close"):
+        bars[k][30] = 0
+    for view in VIEWS:
+        for name, values in compute(view, Bars(bars)).items():
+            assert not np.isinf(values).any(), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 260), st.integers(0, 2**32 - 1), st.data())
+def test_later_bars_change_no_earlier_value(n, seed, data):
+    bars = history(n, seed)
+    cut = data.draw(st.integers(1, n))
+    for view in VIEWS:
+        whole, part = compute(view, Bars(bars)), compute(view, Bars({k: v[:cut] for k, v in bars.items()}))
+        for name in whole:
+            np.testing.assert_array_equal(whole[name][:cut], part[name], err_msg=name)
