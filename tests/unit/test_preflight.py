@@ -1,0 +1,365 @@
+"""Preflight says what is wrong with an inventory in one sentence each, shows no secret and touches no host."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.play_context import PlayContext
+from ansible.playbook.task import Task
+from ansible.plugins.loader import connection_loader, init_plugin_loader
+from ansible.template import Templar
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[2]
+PLAYBOOK = ROOT / "ansible/preflight.yml"
+RULES = yaml.safe_load(PLAYBOOK.read_text())[0]["tasks"][0]["ansible.legacy.preflight"]
+
+specification = importlib.util.spec_from_file_location("preflight", ROOT / "ansible/plugins/action/preflight.py")
+assert specification
+assert specification.loader
+preflight = importlib.util.module_from_spec(specification)
+sys.modules["preflight"] = preflight
+specification.loader.exec_module(preflight)
+
+init_plugin_loader()
+
+GROUPS = {
+    "timescaledb": {"db1": {"ansible_host": "192.0.2.1"}},
+    "redis": {"cache1": {"ansible_host": "192.0.2.2"}},
+    "feature_server": {"server1": {"ansible_host": "192.0.2.3"}, "server2": {"ansible_host": "2001:db8::4"}},
+    "gateway": {"server1": {}},
+    "pipeline": {"pipeline1": {"ansible_host": "pipeline1.example.com"}},
+}
+SECRETS = {
+    variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in rule["purposes"]}
+    for variable, rule in RULES["secrets"].items()
+}
+LONG = "correct horse battery staple"
+
+
+def with_secret(variable: str, **changed: Any) -> dict[str, Any]:
+    return {variable: {**SECRETS[variable], **changed}}
+
+
+def without_secret(variable: str, purpose: str) -> dict[str, Any]:
+    return {variable: {name: secret for name, secret in SECRETS[variable].items() if name != purpose}}
+
+
+def write_inventory(path: Path, variables: dict[str, Any], groups: dict[str, Any] | None = None) -> Path:
+    """Write an inventory that is right but for what is given; a string of variables is YAML as it stands."""
+    (path / "group_vars/all").mkdir(parents=True)
+    hosts = {
+        group: {"hosts": members} for group, members in {**GROUPS, **(groups or {})}.items() if members is not None
+    }
+    (path / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (path / "group_vars/all/main.yml").write_text(yaml.safe_dump({**SECRETS, **variables}))
+    return path
+
+
+def faults(inventory: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Run the action plugin on an inventory, with Ansible's own loading and templating."""
+    loader = DataLoader()
+    manager = InventoryManager(loader, sources=[str(inventory)])
+    hostvars = HostVars(manager, VariableManager(loader, manager), loader)
+    task = Task.load({"action": {"module": "ansible.legacy.preflight", **RULES}})
+    context = PlayContext()
+    local = connection_loader.get("ansible.builtin.local", context)
+    action = preflight.ActionModule(task, local, context, loader, Templar(loader, {}), None)
+    result = action.run(task_vars={"hostvars": hostvars, "groups": manager.get_groups_dict()})
+    found = [line.removeprefix("- ") for line in capsys.readouterr().out.splitlines()]
+    assert bool(found) == bool(result.get("failed"))
+    return [re.sub(r"\x1b\[[\d;]*m", "", line).removeprefix("- ") for line in found]
+
+
+def test_an_inventory_that_is_right_has_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert faults(write_inventory(tmp_path, {}), capsys) == []
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "typo": (
+        {"redis_maxmemroy": "1gb"},
+        "all hosts: redis_maxmemroy is a variable of no role (did you mean redis_maxmemory?).",
+    ),
+    "typo in the prefix": (
+        {"reids_maxmemory": "1gb"},
+        "all hosts: reids_maxmemory is a variable of no role (did you mean redis_maxmemory?).",
+    ),
+    "choice": (
+        {"redis_maxmemory_policy": "lru"},
+        "all hosts: redis_maxmemory_policy is 'lru' and must be one of allkeys-lru",
+    ),
+    "type": ({"redis_timeout": "soon"}, "all hosts: redis_timeout is 'soon' and must be an integer."),
+    "boolean": ({"base_firewall_enabled": "maybe"}, "base_firewall_enabled is 'maybe' and must be true or false."),
+    "nested typo": (
+        {"base_users": [{"nmae": "x"}]},
+        "all hosts: base_users is [{'nmae': 'x'}] and must be a list (missing",
+    ),
+    "Jinja": ({"redis_timeout": "{{ 1 + }}"}, "all hosts: redis_timeout cannot be evaluated"),
+    "reference": ({"redis_timeout": "{{ redis_tiemout }}"}, "all hosts: redis_timeout cannot be evaluated"),
+    "port 0": ({"larder_gateway_port": 0}, "all hosts: larder_gateway_port is 0 and must be 1 to 65535."),
+    "port 70000": ({"larder_redis_port": 70000}, "all hosts: larder_redis_port is 70000 and must be 1 to 65535."),
+    "port as a word": (
+        {"larder_redis_port": "redis"},
+        "all hosts: larder_redis_port is 'redis' and must be an integer.",
+    ),
+    "last port": (
+        {"larder_feature_server_port": 65535, "larder_feature_server_instances": 2},
+        "larder_feature_server_port is 65535 for 2 instances; their ports count up from it and must end by 65535.",
+    ),
+    "two services on a port": (
+        {"larder_gateway_port": 6567},
+        "server1: larder_gateway_port is 6567 for 1 instances and meets larder_feature_server_port at port 6567.",
+    ),
+    "SSH's port": ({"larder_redis_port": 22}, "cache1: larder_redis_port is 22 for 1 instances and meets ansible_port"),
+    "project": (
+        {"larder_project": "my-project"},
+        "all hosts: larder_project is 'my-project' and must be letters, digits and underscores, with no underscore first.",
+    ),
+    "memory": (
+        {"redis_maxmemory": "2 gigs"},
+        "all hosts: redis_maxmemory is '2 gigs' and must be bytes, or a number with",
+    ),
+    "no secrets": ({"gateway_tokens": None}, "all hosts: gateway_tokens is no dictionary"),
+    "secret unset": (
+        without_secret("timescaledb_passwords", "push"),
+        "all hosts: timescaledb_passwords.push is unset; it must have at least 16 characters.",
+    ),
+    "secret empty": (with_secret("redis_passwords", serve=""), "all hosts: redis_passwords.serve is unset"),
+    "secret short": (
+        with_secret("redis_passwords", serve="Tr0ub4dor&3"),
+        "all hosts: redis_passwords.serve has 11 characters and must have at least 16.",
+    ),
+    "secret with a newline": (
+        with_secret("gateway_tokens", reader=f"{LONG}\n"),
+        "all hosts: gateway_tokens.reader holds a NUL or a newline; every other character is allowed.",
+    ),
+    "secret with a NUL": (
+        with_secret("gateway_tokens", reader=f"{LONG}\0"),
+        "all hosts: gateway_tokens.reader holds a NUL or a newline; every other character is allowed.",
+    ),
+    "secret as a number": (
+        with_secret("redis_passwords", admin=12345678901234567890),
+        "all hosts: redis_passwords.admin is no text and must be: put it in quotes.",
+    ),
+    "secret with Jinja": (
+        with_secret("redis_passwords", admin=f"{{{{{LONG}"),
+        "all hosts: redis_passwords.admin cannot be evaluated; a secret with {{, {% or {# in it must have !unsafe before it.",
+    ),
+    "secret that refers to nothing": (
+        with_secret("redis_passwords", admin="{{ vault_redis_admin }}"),
+        "all hosts: redis_passwords.admin cannot be evaluated",
+    ),
+    "purpose": (
+        with_secret("timescaledb_passwords", laod=LONG),
+        "all hosts: timescaledb_passwords.laod is for no purpose of the stack (did you mean load?); there are load, pipeline",
+    ),
+    "secret used twice": (
+        with_secret("redis_passwords", serve=LONG, push=LONG),
+        "all hosts: redis_passwords.serve and redis_passwords.push are the same secret; each must be one of its own.",
+    ),
+    "token that is a password": (
+        with_secret("gateway_tokens", writer=SECRETS["timescaledb_passwords"]["load"]),
+        "all hosts: timescaledb_passwords.load and gateway_tokens.writer are the same secret; each must be one of its own.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("variables", "sentence"), WRONG.values(), ids=WRONG)
+def test_a_wrong_variable_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], variables: dict[str, Any], sentence: str
+) -> None:
+    found = faults(write_inventory(tmp_path, variables), capsys)
+    assert [fault for fault in found if sentence in fault], found
+    assert len(found) == 1, found
+    held = [secret for name in SECRETS for secret in (variables.get(name) or {}).values()]
+    assert [secret for secret in held if secret and str(secret).strip() in found[0]] == []
+
+
+WRONG_HOSTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no group": ({"pipeline": None}, "group pipeline: it has no host in the inventory and needs exactly 1."),
+    "empty group": ({"gateway": {}}, "group gateway: it has no host in the inventory and needs at least 1."),
+    "misspelt group": (
+        {"gateway": None, "gateways": {"server1": {}}},
+        "group gateway: it has no host in the inventory and needs at least 1 (did you mean gateways?).",
+    ),
+    "two pipeline hosts": (
+        {"pipeline": {"pipeline1": {}, "db1": {}}},
+        "group pipeline: it has 2 hosts (pipeline1, db1) and may have 1.",
+    ),
+    "the same address": (
+        {"redis": {"cache1": {"ansible_host": "192.0.2.1"}}},
+        "cache1, db1: larder_address (by default ansible_host, else the name) is 192.0.2.1 for each, and must differ",
+    ),
+    "a port that only one host knows": (
+        {"redis": {"cache1": {"larder_redis_port": 6380}}},
+        "all hosts: larder_redis_port is '6380' on cache1 and '6379' on db1, pipeline1, server1, server2, and must be the same",
+    ),
+}
+
+
+@pytest.mark.parametrize(("groups", "sentence"), WRONG_HOSTS.values(), ids=WRONG_HOSTS)
+def test_a_wrong_host_or_group_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], groups: dict[str, Any], sentence: str
+) -> None:
+    found = faults(write_inventory(tmp_path, {}, groups), capsys)
+    assert [fault for fault in found if fault.startswith(sentence)], found
+
+
+def test_all_faults_are_shown_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variables = {"redis_maxmemroy": "1gb", "redis_timeout": "soon", "larder_project": "my-project"}
+    assert len(faults(write_inventory(tmp_path, variables, {"gateway": None}), capsys)) == 4
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"redis_bind": ["{{ ansible_facts['default_ipv4']['address'] }}"]},
+        {"timescaledb_memory_mb": "{{ ansible_facts['memtotal_mb'] // 2 }}"},
+        {"redis_maxmemory": "{{ ansible_memtotal_mb // 4 }}mb"},
+        {"larder_address": "{{ ansible_facts.eth1.ipv4.address }}"},
+        {"larder_gateway_port": "443"},
+        {"my_own_variable": "x", "backup_redis_host": "y"},
+    ],
+    ids=str,
+)
+def test_what_only_a_run_knows_and_what_is_not_the_stacks_is_no_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], variables: dict[str, Any]
+) -> None:
+    assert faults(write_inventory(tmp_path, variables), capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("maxmemory", "fault"),
+    [("1023mb", False), ("1gb", False), ("1025mb", True), ("2gb", True), ("1100000000", True), ("1g", False)],
+)
+def test_redis_gets_no_more_than_the_host_has(maxmemory: str, fault: bool) -> None:
+    host = preflight.Host("cache1", set(), {"redis_maxmemory": maxmemory, "ansible_facts": {"memtotal_mb": 1024}})
+    assert bool([*preflight.memory_faults(host, {"redis": ["cache1"]})]) is fault
+
+
+@pytest.mark.parametrize(("share", "fault"), [(1024, False), (2048, False), (2052, True), ("8192", True)])
+def test_redis_and_postgresql_on_one_host_get_no_more_than_it_has(share: int | str, fault: bool) -> None:
+    values = {"redis_maxmemory": "512mb", "timescaledb_memory_mb": share, "ansible_facts": {"memtotal_mb": 1024}}
+    groups = {"redis": ["one"], "timescaledb": ["one"]}
+    assert bool([*preflight.memory_faults(preflight.Host("one", set(), values), groups)]) is fault
+
+
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ({"distribution": "Debian", "distribution_major_version": "13"}, []),
+        ({"distribution": "Debian", "distribution_major_version": "11"}, ["it runs Debian 11 and must run Debian 13"]),
+        ({"distribution": "Fedora", "distribution_major_version": "13"}, ["it runs Fedora 13 and must run Debian 13"]),
+        ({}, []),
+    ],
+)
+def test_a_release_that_is_not_supported_is_named(facts: dict[str, str], fault: list[str]) -> None:
+    assert [*preflight.release_faults(preflight.Host("db1", set(), {"ansible_facts": facts}), ["13"])] == fault
+
+
+@given(st.text(st.characters(exclude_characters="\0\n", exclude_categories=["Cs"]), min_size=16))
+def test_any_text_without_nul_and_newline_is_a_secret(secret: str) -> None:
+    values = {**SECRETS, **with_secret("redis_passwords", serve=secret)}
+    host = preflight.Host("db1", values.keys(), values)
+    assert [*preflight.secret_faults(host, {"redis": ["db1"]}, RULES["secrets"])] == []
+
+
+def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inventory = write_inventory(tmp_path, {"redis_passwords": None})
+    hostile = [
+        "'\"\\ $HOME ${PATH} %s",
+        "a,b#c@d:e/f?g&h=i",
+        "{{ 1 / 0 }} {% if %}{#",
+        "Passwörter, 密码 🔑🔑🔑🔑🔑",
+        "x" * 128,
+    ]
+    secrets = "".join(
+        f"  {purpose}: !unsafe {json.dumps(secret)}\n"
+        for purpose, secret in zip(SECRETS["redis_passwords"], hostile, strict=True)
+    )
+    (inventory / "group_vars/all/vault.yml").write_text(f"redis_passwords:\n{secrets}")
+    assert faults(inventory, capsys) == []
+
+
+def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for() -> None:
+    template = (ROOT / "ansible/templates/vault.yml.j2").read_text()
+    written = yaml.safe_load(re.sub(r"\{%.*%\}|\{\{.*?\}\}", "x", template).removeprefix("x\n"))
+    assert {name: list(purposes) for name, purposes in written.items()} == {
+        name: rule["purposes"] for name, rule in RULES["secrets"].items()
+    }
+
+
+class TestPlaybook:
+    """The whole command, with an SSH client that writes down that it was called."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Any:
+        ssh = tmp_path / "ssh"
+        ssh.write_text(f"#!/bin/sh\ntouch {tmp_path}/contacted\nexit 255\n")
+        ssh.chmod(0o755)
+        environment = {**os.environ, "ANSIBLE_SSH_EXECUTABLE": str(ssh), "ANSIBLE_NOCOLOR": "1"}
+
+        def run(*arguments: str | Path) -> tuple[int, str, bool]:
+            command = [Path(sys.executable).with_name("ansible-playbook"), PLAYBOOK, *arguments]
+            done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
+            return done.returncode, done.stdout + done.stderr, (tmp_path / "contacted").exists()
+
+        return run
+
+    @pytest.mark.parametrize("options", [[], ["--check"], ["--limit", "cache1"], ["--tags", "redis"]], ids=str)
+    def test_a_fault_ends_the_run_before_any_host_is_contacted(
+        self, tmp_path: Path, run: Any, options: list[str]
+    ) -> None:
+        inventory = write_inventory(tmp_path / "inventory", {"redis_timeout": "soon"}, {"pipeline": None})
+        code, output, contacted = run("-i", inventory, *options)
+        assert code == 2
+        assert "- group pipeline: it has no host in the inventory and needs exactly 1.\n" in output
+        assert "- all hosts: redis_timeout is 'soon' and must be an integer.\n" in output
+        assert not contacted
+
+    def test_an_inventory_without_hosts_is_a_fault(self, tmp_path: Path, run: Any) -> None:
+        (tmp_path / "hosts.yml").write_text("all: {}\n")
+        code, output, contacted = run("-i", tmp_path / "hosts.yml")
+        assert code == 2
+        assert "- group timescaledb: it has no host in the inventory" in output
+        assert not contacted
+
+    def test_a_host_that_does_not_answer_ends_the_run(self, tmp_path: Path, run: Any) -> None:
+        code, output, contacted = run("-i", write_inventory(tmp_path / "inventory", {}))
+        assert contacted
+        assert code == 4
+        assert "fatal: [cache1]: UNREACHABLE!" in output
+        assert "TASK [The hosts are right]" not in output
+
+    def test_memory_is_asked_of_the_host(self, tmp_path: Path, run: Any) -> None:
+        inventory = write_inventory(tmp_path / "inventory", {"redis_maxmemory": "90000gb"})
+        code, output, contacted = run("-i", inventory, "-e", "ansible_connection=local", "-e", "ansible_become=false")
+        assert code == 2
+        assert "- cache1: redis_maxmemory is '90000gb' and must be less than the host's memory, " in output
+        assert not contacted
+
+    def test_a_wrong_vault_password_ends_the_run_in_one_sentence(self, tmp_path: Path, run: Any) -> None:
+        inventory = write_inventory(tmp_path / "inventory", {})
+        for name, password in {"right": "one", "wrong": "two"}.items():
+            (tmp_path / name).write_text(password)
+        vault = inventory / "group_vars/all/main.yml"
+        encrypt = [Path(sys.executable).with_name("ansible-vault"), "encrypt", vault, "--vault-password-file"]
+        subprocess.run([*encrypt, tmp_path / "right"], cwd=ROOT, check=True, capture_output=True)
+        code, output, contacted = run("-i", inventory, "--vault-password-file", tmp_path / "wrong")
+        assert code != 0
+        assert "Decryption failed (no vault secrets were found that could decrypt)" in output
+        assert not contacted
