@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import traceback
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from larder.log import event, logger
 # In the registry's own schema, so that it is backed up and restored with what it speaks of.
 TABLE = """
 CREATE TABLE IF NOT EXISTS larder_apply (
-    project text PRIMARY KEY, fingerprint text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    project text PRIMARY KEY,
+    fingerprint text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    run_at timestamptz -- when the last successful run of the pipeline began
 )
 """
 REMEMBER = """
@@ -59,6 +63,27 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
         connection.execute(REMEMBER, [project, wanted])
     event("applied", project=project, repo=repo)
     return True
+
+
+def due(credentials: Credentials) -> bool:
+    """Whether the repository was applied since the last successful run of the pipeline began."""
+    with db.connect(credentials.registry_url, "due") as connection:
+        if connection.execute("SELECT to_regclass('larder_apply')").fetchall()[0][0] is None:
+            return False
+        rows = connection.execute(
+            "SELECT FROM larder_apply WHERE project = %s AND (run_at IS NULL OR run_at < applied_at)",
+            [credentials.feature_store_config()["project"]],
+        ).fetchall()
+        return bool(rows)
+
+
+def note_run(credentials: Credentials, began: datetime) -> None:
+    """Note that a run of the pipeline that began then has succeeded."""
+    with db.connect(credentials.registry_url, "run") as connection:
+        connection.execute(TABLE)
+        connection.execute(
+            "UPDATE larder_apply SET run_at = %s WHERE project = %s", [began, credentials.feature_store_config()["project"]]
+        )
 
 
 def _feast_apply(feature_store_yaml: Path, repo: Path) -> None:

@@ -156,6 +156,15 @@ def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
 
 
 @main.command(epilog=EXIT_CODES)
+@pass_credentials
+def due(credentials: Credentials) -> None:
+    """Say whether the repository was applied since the pipeline last ran: prints `due` or `not due`."""
+    from larder.apply import due as run_is_due
+
+    click.echo("due" if run_is_due(credentials) else "not due")
+
+
+@main.command(epilog=EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--max-age", type=float, default=26, show_default=True, help="Hours that a materialization stays fresh.")
 @pass_credentials

@@ -4,11 +4,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
 
 from larder import db, metrics
+from larder.apply import note_run
 from larder.credentials import Credentials
 from larder.errors import LarderError, RefusedFileError
 from larder.log import event
@@ -36,6 +38,7 @@ def run(
     """Run the stages. A file that load refuses stops nothing, but the run then ends with RefusedFileError."""
     with db.connect(credentials.pipeline_url, "run") as connection, db.try_lock(connection, "larder run"):
         started = time.time()
+        began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
         done = _Run()
         success = False
         try:
@@ -46,6 +49,7 @@ def run(
                         _stage(stage, credentials, incoming, days, done)
                     finally:
                         done.seconds[stage] = time.monotonic() - begun
+            note_run(credentials, began)
             success = True
         finally:
             event(
