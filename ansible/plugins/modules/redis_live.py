@@ -6,10 +6,10 @@ DOCUMENTATION = r"""
 module: redis_live
 short_description: Bring a running Redis to what its files say, without a restart where one is not needed
 description:
-  - Compares the running server with its configuration file and ACL file, and changes it live where it differs, by
-    C(CONFIG SET) and C(ACL LOAD). What cannot change live is reported as a reason to restart.
-  - Sessions of a user who lost a password, which Redis would keep, are ended in the same transaction that loads the ACL file.
-    So no run that is killed can leave them behind, and no session that came with the new password is hit.
+  - Compares the running server with its configuration file and ACL file, and changes it live where it differs,
+    by C(CONFIG SET) and C(ACL LOAD). What cannot change live is reported as a reason to restart.
+  - Sessions of a user who lost a password, which Redis would keep, are ended in the same transaction that loads the
+    ACL file. So no run that is killed can leave them behind, and no session that came with the new password is hit.
   - Enters by the Unix socket that the configuration file names. Nothing secret is in the arguments or in the result.
 options:
   config:
@@ -61,11 +61,11 @@ restart:
   returned: always
 """
 
-import os  # noqa: E402 - the documentation stands first, as Ansible asks
-import re  # noqa: E402
+import re  # noqa: E402 - the documentation stands first, as Ansible asks
 import shlex  # noqa: E402
 import socket  # noqa: E402
 import time  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
@@ -158,14 +158,14 @@ def newer_unit_files(module: AnsibleModule, unit: str) -> list[str]:
     _, out, _ = module.run_command(["systemctl", "show", f"--property={names}", unit], check_rc=True)
     shown = dict(line.split("=", 1) for line in out.splitlines())
     age = time.clock_gettime(time.CLOCK_MONOTONIC) - int(shown["ExecMainStartTimestampMonotonic"]) / 1e6
-    files = [shown["FragmentPath"], *shown["DropInPaths"].split()]
-    return [file for file in files if os.path.exists(file) and os.stat(file).st_mtime > time.time() - age]
+    files = [Path(shown["FragmentPath"]), *map(Path, shown["DropInPaths"].split())]
+    return [str(file) for file in files if file.exists() and file.stat().st_mtime > time.time() - age]
 
 
 def log_in(module: AnsibleModule, path: str) -> Redis:
-    credential = module.params["credential"]
+    credential = Path(module.params["credential"])
     _, password, _ = module.run_command(
-        ["systemd-creds", "decrypt", f"--name={os.path.basename(credential)}", credential, "-"], check_rc=True
+        ["systemd-creds", "decrypt", f"--name={credential.name}", str(credential), "-"], check_rc=True
     )
     redis = Redis(path)
     redis("AUTH", module.params["user"], password)
@@ -216,10 +216,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    with open(module.params["config"], encoding="utf-8") as file:
-        config = parse_config(file.read())
-    with open(config["aclfile"], encoding="utf-8") as file:
-        acl = parse_acl(file.readlines())
+    config = parse_config(Path(module.params["config"]).read_text(encoding="utf-8"))
+    acl = parse_acl(Path(config["aclfile"]).read_text(encoding="utf-8").splitlines())
 
     settings: list[str] = []
     users: list[str] = []
@@ -237,7 +235,11 @@ def main() -> None:
             module.fail_json(msg=f"Redis refuses what {module.params['config']} or {config['aclfile']} says: {error}")
         restart += immutable
     module.exit_json(
-        changed=bool(settings or users or restart), settings=settings, users=users, sessions_ended=ended, restart=restart
+        changed=bool(settings or users or restart),
+        settings=settings,
+        users=users,
+        sessions_ended=ended,
+        restart=restart,
     )
 
 

@@ -1,0 +1,64 @@
+"""The server itself: what protects the data, and what brings it back."""
+
+from __future__ import annotations
+
+import time
+
+
+def settings(superuser, *names):
+    values = superuser("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
+    return dict(zip(names, values.strip().split("|"), strict=True))
+
+
+def test_the_cluster_is_safe_and_its_order_stable(superuser):
+    assert settings(superuser, "data_checksums", "server_encoding", "fsync", "full_page_writes") == {
+        "data_checksums": "on", "server_encoding": "UTF8", "fsync": "on", "full_page_writes": "on",
+    }
+    assert superuser("SELECT datlocprovider, datlocale FROM pg_database WHERE datname = 'feast'").strip() == "b|C.UTF-8"
+
+
+def test_memory_follows_timescaledb_tune(superuser):
+    """timescaledb-tune 0.18 --memory=1GB gives these, whatever the number of processors."""
+    names = ("shared_buffers", "effective_cache_size", "maintenance_work_mem", "wal_buffers", "max_connections")
+    assert list(settings(superuser, *names).values()) == ["256MB", "768MB", "128MB", "7864kB", "25"]
+
+
+def test_timescaledb_is_the_apache_edition_and_sends_nothing_home(superuser):
+    assert settings(superuser, "timescaledb.license", "timescaledb.telemetry_level") == {
+        "timescaledb.license": "apache", "timescaledb.telemetry_level": "off",
+    }
+
+
+def test_no_setting_waits_for_a_restart(superuser):
+    assert superuser("SELECT name FROM pg_settings WHERE pending_restart") == ""
+
+
+def test_tables_indexes_and_hypertables_are_declared_ones(superuser):
+    assert superuser(
+        "SELECT hypertable_schema || '.' || hypertable_name, column_name, time_interval"
+        " FROM timescaledb_information.dimensions WHERE hypertable_name IN ('ohlcv_daily', 'quotes') ORDER BY 1"
+    ).splitlines() == ["market_data.ohlcv_daily|event_timestamp|365 days", "market_data.quotes|event_timestamp|7 days"]
+    assert superuser('SELECT "Note; no. 1" FROM lab."Notes ""quoted"""') == ""
+
+
+def test_retention_drops_old_chunks_and_keeps_new_ones(store, query):
+    days = (400, 200, 120, 60, 1)
+    values = ", ".join(f"('OLD', now() - interval '{day} days')" for day in days)
+    assert query("push", f"INSERT INTO market_data.quotes (symbol, event_timestamp) VALUES {values}").rc == 0
+    store.check_output("sudo systemctl start larder-retention.service")
+    kept = query("pipeline", "SELECT count(*) FROM market_data.quotes WHERE symbol = 'OLD'").stdout.strip()
+    assert kept == "2"
+
+
+def test_retention_is_scheduled(store):
+    assert store.service("larder-retention.timer").is_running
+    assert store.service("larder-retention.timer").is_enabled
+
+
+def test_the_server_comes_back_by_itself_after_a_kill(store, query, superuser):
+    store.check_output("sudo sh -c 'kill -9 $(head -n 1 /var/lib/postgresql/17/main/postmaster.pid)'")
+    deadline = time.monotonic() + 60
+    while query("serve", "SELECT 1").rc != 0:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert superuser("SELECT count(*) FROM pg_class") != "0"
