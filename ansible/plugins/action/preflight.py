@@ -268,7 +268,8 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
 
     def _roles(self, directory: Path) -> tuple[Specs, dict[str, Any]]:
         """Read what every role's variables may be, and what they are by default."""
-        specs, defaults = {}, {}
+        specs: dict[str, dict[str, Any]] = {}
+        defaults: dict[str, Any] = {}
         for path in sorted(directory.glob("*/meta/argument_specs.yml")):
             role = path.parents[1]
             entries = self._loader.load_from_file(str(path))["argument_specs"].values()
