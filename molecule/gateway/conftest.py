@@ -1,0 +1,81 @@
+"""Ask as the gateway's clients do: over the wire, from a machine that is in no group of the inventory."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+class Gateway:
+    """The gateway and the tokens that it knows."""
+
+    def __init__(self, address: str, tokens: dict[str, str]) -> None:
+        self.address = address
+        self.reader = tokens["reader"]
+        self.writer = tokens["writer"]
+
+    def ask(
+        self, method: str, path: str, token: str | None = None, body: object = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        headers = {"Content-Type": "application/json"} | (headers or {})
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        connection = http.client.HTTPConnection(self.address, 8080, timeout=60)
+        content = body if body is None or isinstance(body, str) or not isinstance(body, dict) else json.dumps(body)
+        connection.request(method, path, content, headers)
+        response = connection.getresponse()
+        answer = Answer(
+            response.status, {k.lower(): v for k, v in response.getheaders()}, response.read().decode("utf-8", "replace")
+        )
+        connection.close()
+        return answer
+
+    def read(self, symbol: str, token: str | None) -> Answer:
+        body = {"entities": {"symbol": [symbol]}, "features": ["market_features:close"]}
+        return self.ask("POST", "/get-online-features", token, body)
+
+    def push(self, symbol: str, close: float, token: str | None) -> Answer:
+        now = datetime.now(UTC).isoformat()
+        row: dict[str, object] = dict.fromkeys(("open", "high", "low", "bid", "ask", "spread"), 1.0)
+        row |= {"symbol": symbol, "event_timestamp": now, "created": now, "close": close, "volume": 1}
+        body = {"push_source_name": "market_data_push_source", "df": {k: [v] for k, v in row.items()}}
+        return self.ask("POST", "/push", token, body)
+
+    def read_until(self, detail: str | None, seconds: float) -> Answer:
+        """Read until the answer has this detail (None: features); the last answer, whatever it is, when the time is over."""
+        end = time.monotonic() + seconds
+        while (answer := self.read("ANY", self.reader)).json.get("detail") != detail and time.monotonic() < end:
+            time.sleep(0.5)
+        return answer
+
+
+@pytest.fixture(scope="session")
+def hosts(pytestconfig: pytest.Config) -> dict[str, Host]:
+    inventory = pytestconfig.getoption("--ansible-inventory")
+    return {
+        name: testinfra.get_host(f"ansible://{name}?sudo=true", ansible_inventory=inventory)
+        for name in ("gateway1", "server1", "client1")
+    }
+
+
+@pytest.fixture(scope="session")
+def gateway(hosts: dict[str, Host]) -> Gateway:
+    variables = hosts["gateway1"].ansible.get_variables()
+    return Gateway(variables["ansible_host"], variables["gateway_tokens"])

@@ -1,0 +1,159 @@
+"""What the gateway promises its clients, and those who are not."""
+
+import time
+
+import pytest
+
+testinfra_hosts = ["ansible://gateway1"]
+
+PATHS = [
+    ("POST", "/get-online-features"),
+    ("POST", "/push"),
+    ("POST", "/write-to-online-store"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/docs"),
+    ("GET", "/"),
+]
+FOR_NOBODY = [
+    ("POST", "/materialize"),
+    ("POST", "/materialize-incremental"),
+    ("GET", "/docs"),
+    ("GET", "/redoc"),
+    ("GET", "/openapi.json"),
+    ("GET", "/chat"),
+    ("POST", "/chat"),
+    ("GET", "/static/chat/index.html"),
+    ("POST", "/search"),
+    ("GET", "/v1/vector_stores"),
+    ("GET", "/push"),
+    ("PUT", "/get-online-features"),
+    ("POST", "/push/"),
+    ("POST", "//push"),
+    ("POST", "/x/../push"),
+    ("POST", "/%70ush"),
+    ("GET", "/stats"),
+    ("GET", "/haproxy?stats"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), PATHS)
+@pytest.mark.parametrize("token", [None, "", "wrong", "reader", "writer"])
+def test_nothing_is_answered_without_a_valid_token(gateway, method, path, token):
+    answer = gateway.ask(method, path, token)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert set(answer.json) == {"detail"}
+
+
+def test_a_token_counts_only_as_a_bearer_token(gateway):
+    for headers in ({"Authorization": f"Basic {gateway.writer}"}, {"X-Authorization": f"Bearer {gateway.writer}"}):
+        assert gateway.ask("GET", "/ready", headers=headers).status == 401
+    assert gateway.ask("GET", f"/ready?token={gateway.writer}").status == 401
+
+
+@pytest.mark.parametrize("path", ["/push", "/write-to-online-store"])
+def test_a_reader_writes_nothing(gateway, path):
+    answer = gateway.ask("POST", path, gateway.reader, {})
+    assert (answer.status, set(answer.json)) == (403, {"detail"})
+    assert gateway.push("REFUSED", 1.0, gateway.reader).status == 403
+    assert gateway.read("REFUSED", gateway.reader).json["results"][1]["values"] == [None]
+
+
+@pytest.mark.parametrize("value", [12.5, -0.25])
+def test_what_the_writer_pushes_is_what_the_reader_reads(gateway, value):
+    symbol = f"PUSHED{value}"
+    assert gateway.push(symbol, value, gateway.writer).status == 200
+    for token in (gateway.reader, gateway.writer):
+        assert gateway.read(symbol, token).json["results"][1]["values"] == [value]
+
+
+@pytest.mark.parametrize(("method", "path"), FOR_NOBODY)
+def test_what_is_not_allowed_is_not_there(gateway, method, path):
+    for token in (gateway.reader, gateway.writer):
+        answer = gateway.ask(method, path, token, "{}" if method != "GET" else None)
+        assert (answer.status, answer.json) == (404, {"detail": "not found"})
+
+
+def test_health_and_readiness_are_for_every_client(gateway):
+    assert gateway.ask("GET", "/health", gateway.reader).status == 200
+    assert gateway.ask("GET", "/ready", gateway.reader).json["status"] == "ready"
+
+
+def test_a_large_body_is_refused(gateway):
+    assert gateway.ask("POST", "/get-online-features", gateway.reader, "x" * 1_048_577).status == 413
+    assert gateway.ask("POST", "/get-online-features", gateway.reader, "x" * 1_048_576).status == 422
+    assert gateway.ask("POST", "/get-online-features", gateway.reader, iter([b"x"])).status == 411
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{",
+        "[]",
+        {"entities": {"symbol": ["A"]}, "features": ["missing:close"]},
+        {"entities": {"symbol": ["A"]}, "features": ["market_features:missing"]},
+        {"entities": {"symbol": ["A"]}, "features": ["nonsense"]},
+        {"entities": {"symbol": ["A"]}, "features": []},
+        {"entities": {"symbol": [{"a": 1}]}, "features": ["market_features:close"]},
+        {"entities": {"other": ["A"]}, "features": ["market_features:close"]},
+        {"entities": {}, "features": ["market_features:close"]},
+        {"entities": {"symbol": ["A"]}, "feature_service": "missing"},
+    ],
+)
+def test_a_bad_request_is_the_clients_error_and_tells_nothing_else(gateway, body):
+    answer = gateway.ask("POST", "/get-online-features", gateway.reader, body)
+    assert answer.status in (400, 404, 422)
+    assert "Traceback" not in answer.text
+    assert "server" not in answer.headers
+
+
+@pytest.mark.parametrize("port", [6566, 6567, 6576, 6577])
+def test_there_is_no_way_past_the_gateway(hosts, port):
+    """The firewall of the base role opens the instances' ports to the gateways only."""
+    server = hosts["server1"].ansible.get_variables()["ansible_host"]
+    script = f"import socket; socket.create_connection(('{server}', {port}), timeout=3)"
+    assert hosts["client1"].run(f'python3 -c "{script}"').failed
+    assert hosts["gateway1"].run(f'python3 -c "{script}"').succeeded
+
+
+def test_a_token_is_nowhere_on_the_host(host, hosts, gateway):
+    gateway.ask("GET", f"/ready?token={gateway.writer}", gateway.writer)
+    gateway.ask("GET", "/docs", gateway.writer)
+    for token in (gateway.reader, gateway.writer):
+        for place in ("cat /etc/haproxy/*.cfg /etc/haproxy/*.map", "journalctl --no-pager", "ps auxeww"):
+            assert token not in hosts["gateway1"].run(place).stdout
+        assert token not in hosts["server1"].run("journalctl --no-pager -u 'feature-server@*' -u 'push-server@*'").stdout
+
+
+def test_only_the_gateways_port_listens(hosts):
+    listeners = hosts["gateway1"].run("ss -Hlntp").stdout.splitlines()
+    assert [line.split()[3] for line in listeners if "haproxy" in line] == ["0.0.0.0:8080"]
+
+
+def test_haproxy_holds_no_right(hosts):
+    host = hosts["gateway1"]
+    assert host.run("systemd-analyze security --threshold=15 haproxy.service").rc == 0
+    pids = host.run("cat /sys/fs/cgroup/system.slice/haproxy.service/cgroup.procs").stdout.split()
+    assert len(pids) == 2
+    for pid in pids:
+        status = dict(line.split(":\t", 1) for line in host.file(f"/proc/{pid}/status").content_string.splitlines())
+        assert status["CapEff"] == status["CapBnd"] == "0000000000000000"
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        assert set(status["Uid"].split()) != {"0"}
+        assert host.run(f"nsenter --target {pid} --mount ls -A /home /root").stdout.split() == ["/home:", "/root:"]
+
+
+def test_without_redis_the_answer_is_a_quick_503_and_it_heals(hosts, gateway):
+    redis = hosts["server1"]
+    redis.check_output("systemctl stop redis-server")
+    try:
+        started = time.monotonic()
+        answer = gateway.read("ANY", gateway.reader)
+        assert time.monotonic() - started < 10
+        assert (answer.status, answer.json) == (503, {"detail": "a store is not available"})
+        # Then the health checks have noticed.
+        assert gateway.read_until("no feature server is available", 30).status == 503
+    finally:
+        redis.check_output("systemctl start redis-server")
+    assert gateway.read_until(None, 30).status == 200
