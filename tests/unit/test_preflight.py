@@ -36,6 +36,7 @@ sys.modules["preflight"] = preflight
 specification.loader.exec_module(preflight)
 
 init_plugin_loader()
+LOADER = DataLoader()  # one for all tests: it keeps what it has read of the roles
 
 GROUPS = {
     "timescaledb": {"db1": {"ansible_host": "192.0.2.1"}},
@@ -72,13 +73,12 @@ def write_inventory(path: Path, variables: dict[str, Any], groups: dict[str, Any
 
 def faults(inventory: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Run the action plugin on an inventory, with Ansible's own loading and templating."""
-    loader = DataLoader()
-    manager = InventoryManager(loader, sources=[str(inventory)])
-    hostvars = HostVars(manager, VariableManager(loader, manager), loader)
+    manager = InventoryManager(LOADER, sources=[str(inventory)])
+    hostvars = HostVars(manager, VariableManager(LOADER, manager), LOADER)
     task = Task.load({"action": {"module": "preflight", **RULES}})
     context = PlayContext()
     local = connection_loader.get("ansible.builtin.local", context)
-    action = preflight.ActionModule(task, local, context, loader, Templar(loader, {}), None)
+    action = preflight.ActionModule(task, local, context, LOADER, Templar(LOADER, {}), None)
     result = action.run(task_vars={"hostvars": hostvars, "groups": manager.get_groups_dict()})
     found = [line.removeprefix("- ") for line in capsys.readouterr().out.splitlines()]
     assert bool(found) == bool(result.get("failed"))
