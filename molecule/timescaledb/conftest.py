@@ -40,12 +40,21 @@ def query(store: Host, passwords: dict[str, str]) -> Query:
     address = store.ansible.get_variables()["ansible_host"]
 
     def run(
-        purpose: str, sql: str, *, host: str = "client1", user: str = "", password: str | None = None, options: str = "sslmode=require"
+        purpose: str,
+        sql: str,
+        *,
+        host: str = "client1",
+        user: str = "",
+        password: str | None = None,
+        options: str = "sslmode=require",
     ) -> CommandResult:
         login = f"host={address} dbname=feast user={user or 'feast_' + purpose} connect_timeout=5 {options}"
         secret = passwords.get(purpose, "") if password is None else password
         return connect(host).run(
-            "PGPASSWORD=%s psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 %s --command=%s", secret, login, sql
+            "PGPASSWORD=%s psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 %s --command=%s",
+            secret,
+            login,
+            sql,
         )
 
     return run
@@ -56,8 +65,8 @@ def superuser(store: Host) -> Callable[[str], str]:
     """Run SQL on the server itself, for what no client may do."""
 
     def run(sql: str) -> str:
-        psql = "sudo -u postgres psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 feast --command=%s"
-        return store.check_output(psql, sql)
+        options = "--no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1"
+        return store.check_output(f"sudo -u postgres psql {options} feast --command=%s", sql)
 
     return run
 
@@ -72,7 +81,10 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             [*command, "--extra-vars", json.dumps(variables), *arguments],
             env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            cwd=ROOT, capture_output=True, text=True, check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     return run

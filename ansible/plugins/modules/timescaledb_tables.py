@@ -198,7 +198,8 @@ FROM timescaledb_information.dimensions
 WHERE hypertable_schema = %s AND hypertable_name = %s AND dimension_number = 1
 """
 TABLE_GRANTS = """
-SELECT rolname::text, lower(privilege_type) FROM pg_class CROSS JOIN aclexplode(relacl) JOIN pg_roles ON pg_roles.oid = grantee
+SELECT rolname::text, lower(privilege_type)
+FROM pg_class CROSS JOIN aclexplode(relacl) JOIN pg_roles ON pg_roles.oid = grantee
 WHERE pg_class.oid = %s
 """
 SCHEMA_GRANTS = """
@@ -215,7 +216,7 @@ IndexKey = tuple[tuple[str, bool, bool], ...]
 Grants = dict[str, set[str]]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The declaration cannot be met; each argument is a sentence for the user."""
 
 
@@ -308,8 +309,7 @@ def check_declaration(
         check_name("A schema", schema)
         check_grants(f"Schema {schema}", grants, SCHEMA_RIGHTS)
 
-    for name in duplicates(table["name"] for table in tables):
-        problems.append(f"{name} is declared twice.")
+    problems += [f"{name} is declared twice." for name in duplicates(table["name"] for table in tables)]
 
     for table in tables:
         name = table["name"]
@@ -322,11 +322,12 @@ def check_declaration(
             check_name(f"A column of {name}", column)
         if not columns:
             problems.append(f"{name} has no columns.")
-        for column in duplicates(columns):
-            problems.append(f"{name} declares column {column} twice.")
-        for column in table["primary_key"]:
-            if column not in columns:
-                problems.append(f"{name} has {column} in its primary key, which is not among its columns.")
+        problems += [f"{name} declares column {column} twice." for column in duplicates(columns)]
+        problems += [
+            f"{name} has {column} in its primary key, which is not among its columns."
+            for column in table["primary_key"]
+            if column not in columns
+        ]
         for index in table["indexes"]:
             for column, _descending, _nulls in index_key(index["columns"]):
                 if column not in columns:
@@ -371,7 +372,9 @@ def create_hypertable(table: Mapping[str, Any], *, filled: bool) -> str:
 
 def create_index(name: str, key: IndexKey) -> str:
     columns = [
-        identifier(column) + (" DESC" if descending else "") + (f" NULLS {'FIRST' if first else 'LAST'}" if first != descending else "")
+        identifier(column)
+        + (" DESC" if descending else "")
+        + (f" NULLS {'FIRST' if first else 'LAST'}" if first != descending else "")
         for column, descending, first in key
     ]
     return f"CREATE INDEX ON {relation(name)} ({', '.join(columns)})"
@@ -405,12 +408,17 @@ def plan_table(table: Mapping[str, Any], actual: Table, wanted: Table, allowed: 
     new_key = actual.primary_key != wanted.primary_key
     if new_key:
         was, asked = (f"({', '.join(key)})" if key else "none" for key in (actual.primary_key, wanted.primary_key))
-        if allow("primary_key", f"{name} has the primary key {was}, and {asked} is asked for: rows may collide.") and actual.primary_key:
+        if (
+            allow("primary_key", f"{name} has the primary key {was}, and {asked} is asked for: rows may collide.")
+            and actual.primary_key
+        ):
             statements.append(f"ALTER TABLE {target} DROP CONSTRAINT {identifier(str(actual.primary_key_name))}")
 
     for column, is_ in actual.columns.items():
         if column not in wanted.columns:
-            sentence = f"{name} has the column {column} ({is_.type}), which is no longer declared: its data would be lost."
+            sentence = (
+                f"{name} has the column {column} ({is_.type}), which is no longer declared: its data would be lost."
+            )
             if allow(column, sentence):
                 statements.append(f"ALTER TABLE {target} DROP COLUMN {identifier(column)}")
 
@@ -428,14 +436,19 @@ def plan_table(table: Mapping[str, Any], actual: Table, wanted: Table, allowed: 
             continue
         is_ = actual.columns[column]
         if is_.type != asked_.type:
-            sentence = f"{name} has the column {column} as {is_.type}, and {asked_.type} is asked for: values would be converted."
+            change = f"{name} has the column {column} as {is_.type}, and {asked_.type} is asked for"
+            sentence = f"{change}: values would be converted."
             if allow(column, sentence):
                 statements.append(f"{alter} TYPE {asked_.type} USING {identifier(column)}::{asked_.type}")
         if is_.default != asked_.default:
-            statements.append(f"{alter} DROP DEFAULT" if asked_.default is None else f"{alter} SET DEFAULT {declared['default']}")
+            statements.append(
+                f"{alter} DROP DEFAULT" if asked_.default is None else f"{alter} SET DEFAULT {declared['default']}"
+            )
         if asked_.not_null and not is_.not_null:
             if column in actual.columns_with_nulls:
-                refusals.append(f"{name} has rows in which {column} is null, and NOT NULL is asked for: fill them first.")
+                refusals.append(
+                    f"{name} has rows in which {column} is null, and NOT NULL is asked for: fill them first."
+                )
             statements.append(f"{alter} SET NOT NULL")
         if is_.not_null and not asked_.not_null:
             statements.append(f"{alter} DROP NOT NULL")
@@ -455,15 +468,15 @@ def plan_table(table: Mapping[str, Any], actual: Table, wanted: Table, allowed: 
             )
         if not actual.hypertable["same_interval"]:
             sentence = (
-                f"{name} has chunks of {actual.hypertable['chunk_interval']}, and {hypertable['chunk_interval']} is asked for: "
-                "only new chunks would get it."
+                f"{name} has chunks of {actual.hypertable['chunk_interval']}, and "
+                f"{hypertable['chunk_interval']} is asked for: only new chunks would get it."
             )
             if allow("chunk_interval", sentence):
                 interval = literal(hypertable["chunk_interval"])
                 statements.append(f"SELECT set_chunk_time_interval({literal(target)}, INTERVAL {interval})")
 
     if refusals:
-        raise Refused(*refusals)
+        raise RefusedError(*refusals)
     return statements
 
 
@@ -496,7 +509,8 @@ def plan(
                 statements.append(f"DROP TABLE {relation(name)}")
             else:
                 refusals.append(
-                    f"{name} exists but is no longer declared: its data would be lost. If that is meant, add {name} to {ALLOW}."
+                    f"{name} exists but is no longer declared: its data would be lost. "
+                    f"If that is meant, add {name} to {ALLOW}."
                 )
 
     for table in tables:
@@ -509,7 +523,7 @@ def plan(
         else:
             try:
                 statements += plan_table(table, existing, state.declared[name], allowed)
-            except Refused as refused:
+            except RefusedError as refused:
                 refusals += refused.args
         present = existing.indexes if existing else set()
         for key in dict.fromkeys(index_key(index["columns"]) for index in table["indexes"]):
@@ -520,7 +534,7 @@ def plan(
         statements += plan_grants("TABLE", relation(name), wanted, granted, roles.values())
 
     if refusals:
-        raise Refused(*refusals)
+        raise RefusedError(*refusals)
     return statements
 
 
@@ -550,20 +564,26 @@ def validate_types(cursor: Any, table: Mapping[str, Any]) -> None:
     """Let the server judge types and intervals, before any of them becomes part of a statement."""
     for column in table["columns"]:
         if cursor.execute("SELECT to_regtype(%s)", [column["type"]]).fetchone()[0] is None:
-            raise Refused(f"{table['name']} declares column {column['name']} as {column['type']}, which is no type of PostgreSQL.")
-    for what, interval in (("chunk interval", (table["hypertable"] or {}).get("chunk_interval")), ("retention", table["retention"])):
+            raise RefusedError(
+                f"{table['name']} declares column {column['name']} as {column['type']}, which is no type of PostgreSQL."
+            )
+    for what, interval in (
+        ("chunk interval", (table["hypertable"] or {}).get("chunk_interval")),
+        ("retention", table["retention"]),
+    ):
         if interval is None:
             continue
         valid = cursor.execute(
             "SELECT pg_input_is_valid(%(i)s, 'interval') AND CASE WHEN pg_input_is_valid(%(i)s, 'interval')"
-            " THEN %(i)s::interval > '0'::interval END", {"i": interval}
+            " THEN %(i)s::interval > '0'::interval END",
+            {"i": interval},
         ).fetchone()[0]
         if not valid:
-            raise Refused(f"{table['name']} has the {what} {interval!r}, which is no interval such as 90 days.")
+            raise RefusedError(f"{table['name']} has the {what} {interval!r}, which is no interval such as 90 days.")
 
 
 def read_state(cursor: Any, tables: Sequence[Mapping[str, Any]], owner: str) -> State:
-    """Read what is there. Leaves nothing behind: the declaration is read back from temporary tables that are rolled back."""
+    """Read what is there, and read the declaration back from temporary tables, of which nothing is left behind."""
     state = State()
     for schema, role, right in cursor.execute(SCHEMA_GRANTS).fetchall():
         grants = state.schemas.setdefault(schema, {})
@@ -581,7 +601,7 @@ def read_state(cursor: Any, tables: Sequence[Mapping[str, Any]], owner: str) -> 
             (oid,) = cursor.execute("SELECT 'pg_temp.larder_declaration'::regclass::oid").fetchone()
             state.declared[name] = read_table(cursor, oid)
         except psycopg.Error as error:
-            raise Refused(f"{name} cannot be declared so: {error.diag.message_primary or error}.") from error
+            raise RefusedError(f"{name} cannot be declared so: {error.diag.message_primary or error}.") from error
         cursor.execute("ROLLBACK TO SAVEPOINT declaration")
 
         (oid,) = cursor.execute("SELECT to_regclass(%s)::oid", [target]).fetchone()
@@ -589,10 +609,11 @@ def read_state(cursor: Any, tables: Sequence[Mapping[str, Any]], owner: str) -> 
             continue
         existing = state.tables[name] = read_table(cursor, oid)
         existing.grants = collect(cursor.execute(TABLE_GRANTS, [oid]).fetchall())
-        existing.filled = cursor.execute(f"SELECT EXISTS (SELECT FROM {target})").fetchone()[0]
+        # Identifiers are quoted.
+        existing.filled = cursor.execute(f"SELECT EXISTS (SELECT FROM {target})").fetchone()[0]  # noqa: S608
         for column, wanted in state.declared[name].columns.items():
             if wanted.not_null and column in existing.columns and not existing.columns[column].not_null:
-                nulls = f"SELECT EXISTS (SELECT FROM {target} WHERE {identifier(column)} IS NULL)"
+                nulls = f"SELECT EXISTS (SELECT FROM {target} WHERE {identifier(column)} IS NULL)"  # noqa: S608
                 if cursor.execute(nulls).fetchone()[0]:
                     existing.columns_with_nulls.add(column)
         if timescaledb:
@@ -607,7 +628,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     schemas, tables, roles = params["schemas"], params["tables"], params["roles"]
     if problems := check_declaration(schemas, tables, roles):
-        raise Refused(*problems)
+        raise RefusedError(*problems)
 
     def result(statements: list[str]) -> dict[str, Any]:
         text = "".join(f"{statement};\n" for statement in statements)
@@ -618,10 +639,12 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             return result(plan(schemas, tables, roles, params["allow_lossy"], State()))
         module.fail_json(msg=missing_required_lib("psycopg"))
     try:
-        connection = psycopg.connect(dbname=params["login_db"], port=params["login_port"], application_name="timescaledb_tables")
+        connection = psycopg.connect(
+            dbname=params["login_db"], port=params["login_port"], application_name="timescaledb_tables"
+        )
     except psycopg.OperationalError as error:
         if not module.check_mode:
-            raise Refused(f"Database {params['login_db']} cannot be opened: {error}") from error
+            raise RefusedError(f"Database {params['login_db']} cannot be opened: {error}") from error
         module.warn(f"Database {params['login_db']} cannot be opened: reported is what an empty one would need.")
         return result(plan(schemas, tables, roles, params["allow_lossy"], State()))
 
@@ -642,7 +665,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             try:
                 cursor.execute(statement)
             except psycopg.Error as error:
-                raise Refused(f"PostgreSQL refuses this: {error.diag.message_primary or error}. The statement was: {statement}") from error
+                raise RefusedError(
+                    f"PostgreSQL refuses this: {error.diag.message_primary or error}. The statement was: {statement}"
+                ) from error
     return result(statements)
 
 
@@ -687,7 +712,7 @@ def main() -> None:
     )
     try:
         module.exit_json(**run(module))
-    except Refused as refused:
+    except RefusedError as refused:
         module.fail_json(msg="\n".join([*refused.args, "Nothing has been changed."]))
 
 

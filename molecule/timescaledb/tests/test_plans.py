@@ -69,7 +69,11 @@ def explain(filled, query):  # noqa: ARG001 -- the plans are those of a filled t
 
         walk(json.loads(result.stdout)[0]["Plan"])
         # A chunk's index is named after the hypertable's.
-        names = {re.sub(r"^(_hyper_\d+_\d+_chunk|\d+_\d+)_", "", scan["Index Name"]) for scan in scans if "Index Name" in scan}
+        names = {
+            re.sub(r"^(_hyper_\d+_\d+_chunk|\d+_\d+)_", "", scan["Index Name"])
+            for scan in scans
+            if "Index Name" in scan
+        }
         read_whole = {scan["Relation Name"] for scan in scans if scan["Node Type"] == "Seq Scan"}
         assert not read_whole
         return names, {scan["Relation Name"] for scan in scans if "chunk" in scan.get("Relation Name", "")}

@@ -12,7 +12,10 @@ def settings(superuser, *names):
 
 def test_the_cluster_is_safe_and_its_order_stable(superuser):
     assert settings(superuser, "data_checksums", "server_encoding", "fsync", "full_page_writes") == {
-        "data_checksums": "on", "server_encoding": "UTF8", "fsync": "on", "full_page_writes": "on",
+        "data_checksums": "on",
+        "server_encoding": "UTF8",
+        "fsync": "on",
+        "full_page_writes": "on",
     }
     assert superuser("SELECT datlocprovider, datlocale FROM pg_database WHERE datname = 'feast'").strip() == "b|C.UTF-8"
 
@@ -25,7 +28,8 @@ def test_memory_follows_timescaledb_tune(superuser):
 
 def test_timescaledb_is_the_apache_edition_and_sends_nothing_home(superuser):
     assert settings(superuser, "timescaledb.license", "timescaledb.telemetry_level") == {
-        "timescaledb.license": "apache", "timescaledb.telemetry_level": "off",
+        "timescaledb.license": "apache",
+        "timescaledb.telemetry_level": "off",
     }
 
 
