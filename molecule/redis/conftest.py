@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ Answers = list[Any]
 class Inventory:
     """The hosts of the scenario, as Ansible reaches them."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, sockets: Path) -> None:
         self._path = path
+        self._multiplex = ["-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={sockets}/%C"]
         self._variables: dict[str, dict[str, Any]] = {}
 
     def variables(self, name: str) -> dict[str, Any]:
@@ -32,14 +34,17 @@ class Inventory:
     def run(self, name: str, command: str, stdin: str) -> str:
         """Run a command on a host with something secret on its standard input."""
         host = self.variables(name)
-        argv = ["ssh", "-i", host["ansible_ssh_private_key_file"], *shlex.split(host["ansible_ssh_common_args"])]
+        argv = ["ssh", *self._multiplex, "-i", host["ansible_ssh_private_key_file"]]
+        argv += shlex.split(host["ansible_ssh_common_args"])
         argv += [f"{host['ansible_user']}@{host['ansible_host']}", command]
-        return subprocess.run(argv, input=stdin, text=True, capture_output=True, check=True, timeout=120).stdout  # noqa: S603
+        return subprocess.run(argv, input=stdin, text=True, capture_output=True, check=True, timeout=120).stdout
 
 
 @pytest.fixture(scope="session")
-def inventory(pytestconfig: pytest.Config) -> Inventory:
-    return Inventory(pytestconfig.getoption("--ansible-inventory"))
+def inventory(pytestconfig: pytest.Config) -> Iterator[Inventory]:
+    # A socket's path may have 108 characters; pytest's own temporary directories are longer.
+    with tempfile.TemporaryDirectory(prefix="redis") as sockets:
+        yield Inventory(pytestconfig.getoption("--ansible-inventory"), Path(sockets))
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +61,9 @@ def vault_passwords(inventory: Inventory) -> dict[str, str]:
 def ask(inventory: Inventory, address: str) -> Callable[..., Answers]:
     """Send commands to Redis from a host; without a user, without authentication."""
 
-    def ask(*commands: list[Any], user: str | None = None, password: str | None = None, source: str = "server1") -> Answers:
+    def ask(
+        *commands: list[Any], user: str | None = None, password: str | None = None, source: str = "server1"
+    ) -> Answers:
         connection = {"host": address, "port": 6379, "username": user, "password": password}
         script = shlex.quote((CLIENTS / "ask.py").read_text())
         request = json.dumps({"connection": connection, "commands": commands})

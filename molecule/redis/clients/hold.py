@@ -1,4 +1,4 @@
-"""Hold one session per user in the background and write down which of them live, until all have ended or ten minutes are over.
+"""Hold one session per user in the background and write down which of them live, for up to ten minutes.
 
 The request on standard input is JSON: host, port, passwords by user, and the file to write.
 """
@@ -18,7 +18,7 @@ for user, password in request["passwords"].items():
     sessions[user].connect()
 
 if os.fork():
-    sys.exit()
+    os._exit(0)  # without redis-py's clean-up, which would close the sessions for both
 os.setsid()
 for descriptor in range(3):
     os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
