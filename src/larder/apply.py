@@ -81,9 +81,8 @@ def note_run(credentials: Credentials, began: datetime) -> None:
     """Note that a run of the pipeline that began then has succeeded."""
     with db.connect(credentials.registry_url, "run") as connection:
         connection.execute(TABLE)
-        connection.execute(
-            "UPDATE larder_apply SET run_at = %s WHERE project = %s", [began, credentials.feature_store_config()["project"]]
-        )
+        project = credentials.feature_store_config()["project"]
+        connection.execute("UPDATE larder_apply SET run_at = %s WHERE project = %s", [began, project])
 
 
 def _feast_apply(feature_store_yaml: Path, repo: Path) -> None:

@@ -169,7 +169,7 @@ class _Dates:
             stamps = column.cast(pa.timestamp("s"), safe=False).to_numpy(zero_copy_only=False)
             return self._split(stamps)
         text = column.cast(pa.string())
-        stamps = np.full(len(text), np.datetime64("NaT"), "datetime64[s]")
+        stamps = np.full(len(text), np.datetime64("NaT", "s"))
         for pattern in (self.YEAR_FIRST, self.COMPACT, self.YEAR_LAST, self.UNIX):
             missing = np.isnat(stamps)
             if not missing.any():
@@ -204,10 +204,12 @@ class _Dates:
         else:
             month, day = number("month"), number("day")
         months = ((number("year") - 1970) * 12 + month - 1).astype("datetime64[M]")
-        dates = months.astype("datetime64[D]") + (day - 1)
-        dates[(month < 1) | (month > 12) | (day < 1) | (dates.astype("datetime64[M]") != months)] = np.datetime64("NaT")
+        dates = months.astype("datetime64[D]") + (day - 1).astype("timedelta64[D]")
+        dates[(month < 1) | (month > 12) | (day < 1) | (dates.astype("datetime64[M]") != months)] = np.datetime64(
+            "NaT", "D"
+        )
         clock = number("hour") * 3600 + number("minute") * 60 + number("second")
-        return np.array(dates.astype("datetime64[s]") + clock, dtype="datetime64[s]")
+        return np.array(dates.astype("datetime64[s]") + clock.astype("timedelta64[s]"), dtype="datetime64[s]")
 
     @staticmethod
     def _split(stamps: Dates) -> tuple[Dates, npt.NDArray[np.int32]]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,6 +60,7 @@ def main(context: click.Context, credentials: Path | None, *, debug: bool) -> No
     if level not in log.LEVELS:
         raise click.UsageError(f"LARDER_LOG_LEVEL is {level!r}; it may be {', '.join(log.LEVELS)}.")
     log.configure(level)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a stopped run still reports
     context.obj = Credentials(credentials)
 
 

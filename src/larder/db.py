@@ -21,11 +21,13 @@ MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psyc
 def connect(url: str, purpose: str) -> Iterator[psycopg.Connection]:
     """A connection in UTC. What the server refuses becomes one sentence, without the URL and its password."""
     try:
-        psycopg.conninfo.conninfo_to_dict(url)
+        timeout = psycopg.conninfo.conninfo_to_dict(url).get("connect_timeout", "10")
     except psycopg.ProgrammingError:
         raise ConfigError(f"The PostgreSQL URL of {purpose} is not valid.") from None
     try:
-        connection = psycopg.connect(url, application_name=f"larder {purpose}", autocommit=True)
+        connection = psycopg.connect(
+            url, application_name=f"larder {purpose}", connect_timeout=timeout, autocommit=True
+        )
     except psycopg.OperationalError as error:
         raise LarderError(f"PostgreSQL cannot be reached for {purpose}: {_first_line(error)}") from None
     with connection:

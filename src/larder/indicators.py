@@ -97,7 +97,7 @@ def window_sum(values: Array, length: int) -> Array:
 def engulfing(b: Bars) -> Array:
     """CDLENGULFING as -100, 0, 100, NaN for the first two bars.
 
-    TA-Lib puts zeros where it has seen too few bars, and since 0.6 it says 80 where one end of the two bodies is the same.
+    TA-Lib puts zeros where it has seen too few bars, and since 0.6 says 80 where one end of the two bodies is the same.
     """
     result = 100 * np.sign(np.asarray(talib.CDLENGULFING(b.open, b.high, b.low, b.close), dtype=np.float64))
     result[:2] = np.nan

@@ -123,7 +123,7 @@ def _load_file(connection: psycopg.Connection, path: Path, *, once: bool) -> Loa
             identity = [str(path.resolve()), before.st_size, hashlib.file_digest(file, "sha256").hexdigest()]
     except OSError as error:
         raise RefusedFileError(f"{path} cannot be read: {error.strerror}.") from error
-    if once and connection.execute(KNOWN, identity).fetchone():
+    if once and connection.execute(KNOWN, identity).rowcount:
         logger.debug("unchanged file=%s", path)
         return Loaded()
     result = Loaded()

@@ -1,5 +1,6 @@
 """`larder run`: the stages of the pipeline in order, by one host at a time."""
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,19 +13,26 @@ import psycopg
 from larder import db, metrics
 from larder.apply import note_run
 from larder.credentials import Credentials
-from larder.errors import LarderError, RefusedFileError
+from larder.errors import BusyError, LarderError, RefusedFileError
 from larder.log import event
 
 STAGES = ("load", "compute", "materialize")
+STORED = """
+SELECT (SELECT count(*) FROM market_data.rejected_bars),
+       (SELECT coalesce(extract(epoch FROM max(event_timestamp)), 0) FROM market_data.ohlcv_daily)
+"""
 
 
 @dataclass
 class _Run:
+    started: float = field(default_factory=time.time)
+    success: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     bars: int = 0
     rejected: int = 0
     refused: int = 0
     rows: int = 0
+    stored: dict[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -36,12 +44,10 @@ def run(
     metrics_dir: Path | None = None,
 ) -> None:
     """Run the stages. A file that load refuses stops nothing, but the run then ends with RefusedFileError."""
-    with db.connect(credentials.pipeline_url, "run") as connection, db.try_lock(connection, "larder run"):
-        started = time.time()
-        began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
-        done = _Run()
-        success = False
-        try:
+    done = _Run()
+    try:
+        with db.connect(credentials.pipeline_url, "run") as connection, db.try_lock(connection, "larder run"):
+            began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
             for stage in STAGES:
                 if stage in stages:
                     begun = time.monotonic()
@@ -49,21 +55,16 @@ def run(
                         _stage(stage, credentials, incoming, days, done)
                     finally:
                         done.seconds[stage] = time.monotonic() - begun
-            note_run(credentials, began)
-            success = True
-        finally:
-            event(
-                "run",
-                level=20 if success else 40,
-                result="success" if success else "failure",
-                seconds=time.time() - started,
-                bars=done.bars,
-                rejected=done.rejected,
-                refused=done.refused,
-                rows=done.rows,
-            )
-            if metrics_dir:
-                _write_metrics(metrics_dir, connection, done, started, success=success)
+            if "materialize" in stages:
+                note_run(credentials, began)
+            done.stored = _stored(connection)
+            done.success = True
+    except BusyError:  # the other one reports
+        raise
+    except BaseException:
+        _report(done, metrics_dir)
+        raise
+    _report(done, metrics_dir)
     if done.refused:
         raise RefusedFileError(f"{done.refused} of the files could not be understood (see above); all else was done.")
 
@@ -84,30 +85,43 @@ def _stage(stage: str, credentials: Credentials, incoming: Sequence[Path], days:
         materialize(credentials, days=days)
 
 
-def _write_metrics(
-    directory: Path, connection: psycopg.Connection, done: _Run, started: float, *, success: bool
-) -> None:
+def _stored(connection: psycopg.Connection) -> dict[str, float]:
+    with suppress(*db.MISSING):  # a repository with views of its own has no bars
+        rejected, newest = connection.execute(STORED).fetchall()[0]
+        return {"larder_rejected_bars": rejected, "larder_newest_bar_timestamp_seconds": float(newest)}
+    return {}
+
+
+def _report(done: _Run, metrics_dir: Path | None) -> None:
     now = time.time()
+    event(
+        "run",
+        level=logging.INFO if done.success else logging.ERROR,
+        result="success" if done.success else "failure",
+        seconds=now - done.started,
+        bars=done.bars,
+        rejected=done.rejected,
+        refused=done.refused,
+        rows=done.rows,
+    )
+    if not metrics_dir:
+        return
     last_success = "larder_pipeline_last_success_timestamp_seconds"
-    values: dict[str, float | dict[str, float]] = {
-        "larder_pipeline_last_run_timestamp_seconds": now,
-        last_success: now if success else metrics.read(directory, last_success),
-        "larder_pipeline_success": float(success),
-        "larder_pipeline_duration_seconds": now - started,
-        "larder_pipeline_stage_duration_seconds": done.seconds,
-        "larder_pipeline_bars_changed": done.bars,
-        "larder_pipeline_bars_rejected": done.rejected,
-        "larder_pipeline_files_refused": done.refused,
-        "larder_pipeline_feature_rows_changed": done.rows,
-    }
-    # A repository with views of its own has no bars, and a database that was lost gives no counts.
-    with suppress(psycopg.Error):
-        rows = connection.execute(
-            "SELECT (SELECT count(*) FROM market_data.rejected_bars), "
-            "(SELECT coalesce(extract(epoch FROM max(event_timestamp)), 0) FROM market_data.ohlcv_daily)"
-        ).fetchall()
-        values["larder_rejected_bars"], values["larder_newest_bar_timestamp_seconds"] = map(float, rows[0])
     try:
-        metrics.write(directory, values)
+        metrics.write(
+            metrics_dir,
+            {
+                "larder_pipeline_last_run_timestamp_seconds": now,
+                last_success: now if done.success else metrics.read(metrics_dir, last_success),
+                "larder_pipeline_success": float(done.success),
+                "larder_pipeline_duration_seconds": now - done.started,
+                "larder_pipeline_stage_duration_seconds": done.seconds,
+                "larder_pipeline_bars_changed": done.bars,
+                "larder_pipeline_bars_rejected": done.rejected,
+                "larder_pipeline_files_refused": done.refused,
+                "larder_pipeline_feature_rows_changed": done.rows,
+                **done.stored,
+            },
+        )
     except OSError as error:
-        raise LarderError(f"The metrics cannot be written to {directory}: {error.strerror}.") from error
+        raise LarderError(f"The metrics cannot be written to {metrics_dir}: {error.strerror}.") from error

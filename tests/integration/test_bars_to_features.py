@@ -1,0 +1,251 @@
+"""Bars to features in a real PostgreSQL, whose superuser's URL is in LARDER_TEST_POSTGRES."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+
+from larder import metrics, pipeline
+from larder.compute import TAKE, compute
+from larder.credentials import Credentials
+from larder.errors import BusyError, LarderError, RefusedFileError
+from larder.load import load
+
+ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
+pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
+TABLES = yaml.safe_load((Path(__file__).parents[2] / "feature_repo/tables.yml").read_text())
+HEADER = "Date,Open,High,Low,Close,Volume\n"
+
+
+@pytest.fixture
+def url():
+    name = f"larder_test_{os.getpid()}"
+    with psycopg.connect(ADMIN, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE IF EXISTS {name}")
+        admin.execute(f"CREATE DATABASE {name}")
+        url = make_conninfo(ADMIN, dbname=name)
+        with psycopg.connect(url, autocommit=True) as connection:
+            for schema in TABLES["schemas"]:
+                connection.execute(f"CREATE SCHEMA {schema}")
+            for table in TABLES["tables"]:
+                columns = [
+                    f"{c['name']} {c['type']}"
+                    + ("" if c.get("null", True) else " NOT NULL")
+                    + (f" DEFAULT {c['default']}" if "default" in c else "")
+                    for c in table["columns"]
+                ]
+                keys = ", ".join(table["primary_key"]) if "primary_key" in table else None
+                columns += [f"PRIMARY KEY ({keys})"] if keys else []
+                connection.execute(f"CREATE TABLE {table['name']} ({', '.join(columns)})")
+        yield url
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def ask(url, query, *parameters):
+    with psycopg.connect(url, autocommit=True, options="-c timezone=UTC") as connection:
+        return connection.execute(query, parameters).fetchall()
+
+
+def lines(n, seed=0, *, start="2024-01-01"):
+    random = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(random.normal(0, 0.02, n)))
+    days = np.datetime64(start) + np.arange(n)
+    return [
+        f"{d},{c * 0.99!s},{c * 1.02!s},{c * 0.98!s},{c!s},{i * 100}"
+        for i, (d, c) in enumerate(zip(days, close, strict=True))
+    ]
+
+
+def write(path, rows, header=HEADER):
+    path.write_text(header + "\n".join(rows) + "\n")
+    return path
+
+
+def test_a_file_loaded_twice_changes_nothing_and_rejects_nothing_again(url, tmp_path):
+    file = write(
+        tmp_path / "GOOG.csv", [*lines(30), "2024-03-01,1,1,2,1,5", "2024-03-02,nan,3,1,2,5", "2024-01-01,1,3,1,2,5"]
+    )
+    first, second = load(url, [file]), load(url, [file])
+    assert (first.bars, first.changed, first.rejected) == (30, 30, 3)
+    assert (second.bars, second.changed, second.rejected) == (30, 0, 3)
+    rejected = ask(url, "SELECT symbol, event_timestamp::date::text, reason FROM market_data.rejected_bars ORDER BY 2")
+    assert rejected == [
+        ("GOOG", "2024-01-01", "a duplicate with other values: the first one stays"),
+        ("GOOG", "2024-03-01", "high is below low"),
+        ("GOOG", "2024-03-02", "open is not a number"),
+    ]
+
+
+def test_an_equal_duplicate_is_no_reject(url, tmp_path):
+    row = lines(1)[0]
+    assert load(url, [write(tmp_path / "A.csv", [row, row])]).rejected == 0
+
+
+def test_a_directory_gives_each_new_or_changed_file_once(url, tmp_path):
+    write(tmp_path / "A.csv", lines(3))
+    assert load(url, [tmp_path]).bars == 3
+    write(tmp_path / "B.csv", lines(4))
+    assert load(url, [tmp_path]).bars == 4
+    write(tmp_path / "A.csv", lines(5))
+    assert load(url, [tmp_path]).bars == 5
+    assert load(url, [tmp_path]).bars == 0
+
+
+def test_a_refused_file_leaves_nothing_and_keeps_no_other_out(url, tmp_path):
+    write(tmp_path / "A.csv", [*lines(3), "2024-01-02 01:00:00,1,3,1,2,5"])
+    write(tmp_path / "B.csv", ["x"], header="what,is,this\n")
+    write(tmp_path / "C.csv", lines(3))
+    loaded = load(url, [tmp_path])
+    assert (loaded.bars, loaded.refused) == (3, 2)
+    assert ask(url, "SELECT DISTINCT symbol FROM market_data.ohlcv_daily") == [("C",)]
+    assert load(url, [tmp_path]).refused == 2, "it is refused until somebody sees to it"
+
+
+def test_two_loads_at_once_lose_nothing(url, tmp_path):
+    header = "Symbol," + HEADER
+    rows = [f"S{s},{row}" for s in range(40) for row in lines(50, s)]
+    files = [
+        write(tmp_path / f"{n}.csv", order, header)
+        for n, order in enumerate((rows, rows[::-1], rows[1000:] + rows[:1000]))
+    ]
+    failures = []
+
+    def one(file):
+        try:
+            for _ in range(3):
+                load(url, [file])
+        except LarderError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=[file]) for file in files] + [
+        threading.Thread(target=lambda: [compute(url) for _ in range(5)])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    compute(url)
+    assert ask(url, "SELECT count(*) FROM market_data.ohlcv_daily") == [(2000,)]
+    assert compute(url, full=True) == 0, "what was computed meanwhile is what a full recompute gives"
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n=st.integers(30, 300), seed=st.integers(0, 10**6), data=st.data())
+def test_an_incremental_run_equals_a_full_one(url, tmp_path, n, seed, data):
+    """Also after a late and a corrected bar in the middle: every later value that depends on it is recomputed."""
+    symbol = f"S{seed}_{n}"
+    rows = lines(n, seed)
+    late = data.draw(st.integers(0, n - 2))
+    load(url, [write(tmp_path / f"{symbol}.csv", rows[:late] + rows[late + 1 : -1])])
+    compute(url)
+    load(url, [write(tmp_path / f"{symbol}.csv", [rows[late], rows[-1]])])
+    compute(url)
+    day, _, _, _, close, _ = rows[data.draw(st.integers(0, n - 1))].split(",")
+    price = float(close) * 1.1
+    load(url, [write(tmp_path / f"{symbol}.csv", [f"{day},{price},{price * 1.1},{price * 0.9},{price},123"])])
+    assert compute(url) > 0
+    assert compute(url, full=True) == 0
+    assert ask(url, "SELECT count(*) FROM features.price_action WHERE symbol = %s", symbol) == [(n,)]
+
+
+def test_values_are_null_where_the_history_is_short(url, tmp_path):
+    load(url, [write(tmp_path / "A.csv", lines(30))])
+    compute(url)
+    assert ask(url, "SELECT count(sma_20), count(sma_50) FROM features.technical_indicators_ma") == [(11, 0)]
+    assert ask(url, "SELECT count(cdl_engulfing), count(daily_return) FROM features.price_action") == [(28, 29)]
+
+
+def test_only_symbols_whose_bars_changed_are_computed(url, tmp_path):
+    load(url, [write(tmp_path / "A.csv", lines(30)), write(tmp_path / "B.csv", lines(30))])
+    assert compute(url) == 2 * 30 * 6
+    assert compute(url) == 0
+    load(url, [write(tmp_path / "B.csv", lines(31))])
+    assert compute(url) == 6
+    assert ask(url, "SELECT symbol FROM features.pending_materialize ORDER BY 1") == [("A",), ("B",)]
+
+
+def test_a_bar_that_is_loaded_during_a_compute_is_computed_next(url, tmp_path):
+    load(url, [write(tmp_path / "A.csv", lines(30))])
+    with psycopg.connect(url) as computing:
+        computing.execute(TAKE, [["A"]])
+        loading = threading.Thread(target=load, args=[url, [write(tmp_path / "A.csv", lines(31))]])
+        loading.start()
+        time.sleep(0.5)
+        assert computing.execute("SELECT count(*) FROM market_data.ohlcv_daily").fetchone() == (30,)
+    loading.join()
+    assert ask(url, "SELECT symbol, since::date::text FROM market_data.pending_compute") == [("A", "2024-01-31")]
+
+
+@pytest.fixture
+def credentials(url, tmp_path):
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    for name in ("load_url", "pipeline_url"):
+        (directory / name).write_text(url + "\n")
+    return Credentials(directory)
+
+
+def test_a_run_writes_its_metrics(url, tmp_path, credentials):
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    write(incoming / "A.csv", [*lines(30), "2024-03-01,1,1,2,1,5"])
+    before = time.time()
+    pipeline.run(credentials, ["load", "compute"], [incoming], metrics_dir=tmp_path / "metrics")
+    written = {name: metrics.read(tmp_path / "metrics", name) for name in metrics.HELP}
+    assert written["larder_pipeline_success"] == 1
+    assert before <= written["larder_pipeline_last_success_timestamp_seconds"] <= time.time()
+    assert written["larder_pipeline_bars_changed"] == 30
+    assert written["larder_rejected_bars"] == 1
+    assert written["larder_newest_bar_timestamp_seconds"] == np.datetime64("2024-01-30").astype("datetime64[s]").astype(
+        int
+    )
+    assert oct((tmp_path / "metrics/pipeline.prom").stat().st_mode)[-3:] == "644"
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP TABLE features.price_action")
+    write(incoming / "A.csv", lines(31))
+    with pytest.raises(LarderError, match=r"price_action"):
+        pipeline.run(credentials, ["load", "compute"], [incoming], metrics_dir=tmp_path / "metrics")
+    after = {name: metrics.read(tmp_path / "metrics", name) for name in metrics.HELP}
+    assert after["larder_pipeline_success"] == 0
+    last = "larder_pipeline_last_success_timestamp_seconds"
+    assert after[last] == written[last]
+    assert ask(url, "SELECT symbol FROM market_data.pending_compute") == [("A",)], (
+        "the next run does what this one could not"
+    )
+
+
+def test_a_refused_file_stops_nothing_but_is_told(tmp_path, credentials):
+    write(tmp_path / "A.csv", lines(30))
+    write(tmp_path / "B.csv", ["x"], header="what,is,this\n")
+    with pytest.raises(RefusedFileError):
+        pipeline.run(credentials, ["load", "compute"], [tmp_path], metrics_dir=tmp_path)
+    assert metrics.read(tmp_path, "larder_pipeline_success") == 1
+    assert metrics.read(tmp_path, "larder_pipeline_files_refused") == 1
+    assert metrics.read(tmp_path, "larder_pipeline_feature_rows_changed") == 180
+
+
+def test_a_second_run_leaves_it_to_the_first(url, tmp_path, credentials):
+    with psycopg.connect(url, autocommit=True) as first:
+        first.execute("SELECT pg_advisory_lock(hashtextextended('larder run', 0))")
+        with pytest.raises(BusyError, match="Another larder run is running"):
+            pipeline.run(credentials, ["load"], [tmp_path], metrics_dir=tmp_path)
+    assert not (tmp_path / metrics.NAME).exists()
+    pipeline.run(credentials, ["load"], [tmp_path])
+
+
+def test_a_server_that_is_away_is_one_sentence_and_a_failed_run(tmp_path, credentials):
+    (credentials.directory / "pipeline_url").write_text("postgresql://u:secret@127.0.0.1:1/feast")
+    with pytest.raises(LarderError, match="PostgreSQL cannot be reached") as caught:
+        pipeline.run(credentials, ["compute"], [], metrics_dir=tmp_path)
+    assert "secret" not in caught.value.message
+    assert "larder_pipeline_success 0" in (tmp_path / metrics.NAME).read_text()
