@@ -32,7 +32,12 @@ class Gateway:
         self.writer = tokens["writer"]
 
     def ask(
-        self, method: str, path: str, token: str | None = None, body: object = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        token: str | None = None,
+        body: object = None,
+        headers: dict[str, str] | None = None,
     ) -> Answer:
         headers = {"Content-Type": "application/json"} | (headers or {})
         if token is not None:
@@ -42,7 +47,9 @@ class Gateway:
         connection.request(method, path, content, headers)
         response = connection.getresponse()
         answer = Answer(
-            response.status, {k.lower(): v for k, v in response.getheaders()}, response.read().decode("utf-8", "replace")
+            response.status,
+            {k.lower(): v for k, v in response.getheaders()},
+            response.read().decode("utf-8", "replace"),
         )
         connection.close()
         return answer
@@ -59,7 +66,7 @@ class Gateway:
         return self.ask("POST", "/push", token, body)
 
     def read_until(self, detail: str | None, seconds: float) -> Answer:
-        """Read until the answer has this detail (None: features); the last answer, whatever it is, when the time is over."""
+        """Read until the answer has this detail (None: features) or the time is over; return the last answer."""
         end = time.monotonic() + seconds
         while (answer := self.read("ANY", self.reader)).json.get("detail") != detail and time.monotonic() < end:
             time.sleep(0.5)

@@ -2,13 +2,13 @@
 
 gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn). It adds to Feast's application:
 
-- `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404, which HAProxy
-  takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied), `no feature view` or
-  `no online store`. `revision` names what the instance was started with.
-- The registry is refreshed every `cache_ttl_seconds`, in the background; while it cannot be reached, the last one is served.
+- `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404, which
+  HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
+  `no feature view` or `no online store`. `revision` names what the instance was started with.
+- The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
   (Feast's own timer ends for ever with the first refresh that fails.)
-- An unreachable store is a 503 without the driver's words, which may name hosts and users; a request that Feast cannot answer
-  is a 4xx with Feast's words.
+- A store that is away is a 503 without the driver's words, which may name hosts and users; a request that Feast cannot
+  answer is a 4xx with Feast's words.
 """
 
 import asyncio
@@ -40,6 +40,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
 log = logging.getLogger("uvicorn.error")
 
@@ -59,38 +62,32 @@ NOBODY = {
 
 
 class FeatureServer:
-    """One worker's store and what it knows about it."""
+    """One worker: Feast's application, once there is a registry to build it from, and what is known about its store."""
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
-        # Feast would refresh an old cache within a client's request: this server refreshes beside them.
+        # Feast would refresh an old cache within a client's request; this server refreshes beside them.
         self.registry_ttl = store.config.registry.cache_ttl_seconds or 60
         store.config.registry.cache_ttl_seconds = 0
-        self.started = False
-        self.canary: GetOnlineFeaturesRequest | None = None
         self.draining = Path(os.environ["RUNTIME_DIRECTORY"]) / "draining"
         self.revision = os.environ.get("LARDER_REVISION", "")
-
+        self.feast: FastAPI | None = None
+        self.canary: GetOnlineFeaturesRequest | None = None
         auth = str_to_auth_manager_type(store.config.auth_config.type)
         init_security_manager(auth_type=auth, fs=store)
         init_auth_manager(auth_type=auth, server_type=ServerType.REST, auth_config=store.config.auth_config)
-        self.app = get_app(store, registry_ttl_sec=0)
 
-        self.read = next(r for r in self.app.routes if isinstance(r, APIRoute) and r.path == "/get-online-features")
-        self.app.add_api_route("/ready", self.ready, methods=["GET"])
-        self.feast_lifespan = self.app.router.lifespan_context
-        self.app.router.lifespan_context = self.lifespan
-        self.app.add_exception_handler(FeastError, refused)
-        self.app.add_exception_handler(Exception, unexpected)
-        self.app.add_exception_handler(NotImplementedError, not_implemented)
-        for error in REQUEST_ERRORS:
-            self.app.add_exception_handler(error, bad_request)
-        for error in STORE_ERRORS:
-            self.app.add_exception_handler(error, unavailable)
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[Route("/ready", self.ready), Mount("/", self.serve)],
+            lifespan=self.lifespan,
+        )
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.feast or JSONResponse({"detail": "no registry"}, 503))(scope, receive, send)
 
     @asynccontextmanager
-    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Start with or without a registry, and keep it fresh until the end."""
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await self.refresh(stack)
             keep_fresh = asyncio.create_task(self.keep_fresh(stack))
@@ -102,41 +99,56 @@ class FeatureServer:
 
     async def keep_fresh(self, stack: AsyncExitStack) -> None:
         while True:
-            await asyncio.sleep(self.registry_ttl if self.started else min(2, self.registry_ttl))
+            await asyncio.sleep(self.registry_ttl if self.feast else min(2, self.registry_ttl))
             await self.refresh(stack)
 
     async def refresh(self, stack: AsyncExitStack) -> None:
+        """Read the registry; start Feast's application with it if that has not been done."""
         try:
-            if self.started:
-                # Feast's refresh hides its errors; this reads the registry's last change first, and tells.
+            if self.feast is None:
+                app = await run_in_threadpool(build, self.store)
+                await stack.enter_async_context(app.router.lifespan_context(app))
+                await fail_fast(self.store)
+                self.feast = app
+            else:
+                # Feast's refresh hides its errors: a read before it tells them.
                 await run_in_threadpool(self.store.registry.list_projects)
                 await run_in_threadpool(self.store.refresh_registry)
-            else:
-                await run_in_threadpool(lambda: self.store.registry)
-                await stack.enter_async_context(self.feast_lifespan(self.app))
-                await fail_fast(self.store)
-                self.started = True
             self.canary = await run_in_threadpool(find_canary, self.store)
-        except Exception as error:  # whatever it is, the registry that is here goes on serving
+        except Exception as error:  # whatever it is, what is here goes on serving
             log.warning("The registry cannot be read (%s); trying again.", type(error).__name__)
 
-    async def ready(self) -> JSONResponse:
+    async def ready(self, _: Request) -> JSONResponse:
         status_code, status = await self.readiness()
         return JSONResponse({"status": status, "revision": self.revision}, status_code)
 
     async def readiness(self) -> tuple[int, str]:
         if self.draining.exists():
             return 404, "draining"
-        if not self.started:
+        if self.feast is None:
             return 503, "no registry"
         if self.canary is None:
             return 503, "no feature view"
+        read = next(r for r in self.feast.routes if isinstance(r, APIRoute) and r.path == "/get-online-features")
         try:
-            await asyncio.wait_for(self.read.endpoint(self.canary), READY_SECONDS)
-        except Exception as error:  # any failure of a read is one of its clients' reads too
+            await asyncio.wait_for(read.endpoint(self.canary), READY_SECONDS)
+        except Exception as error:  # whatever it is, clients' reads fail of it too
             log.warning("The readiness check cannot read a feature (%s).", type(error).__name__)
             return 503, "no online store"
         return 200, "ready"
+
+
+def build(store: FeatureStore) -> FastAPI:
+    """Return Feast's application with error handlers that tell a client's error from the server's."""
+    app: FastAPI = get_app(store, registry_ttl_sec=0)
+    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(NotImplementedError, not_implemented)
+    app.add_exception_handler(FeastError, refused)
+    for error in REQUEST_ERRORS:
+        app.add_exception_handler(error, bad_request)
+    for error in STORE_ERRORS:
+        app.add_exception_handler(error, unavailable)
+    return app
 
 
 async def fail_fast(store: FeatureStore) -> None:
@@ -144,7 +156,7 @@ async def fail_fast(store: FeatureStore) -> None:
 
     redis-py's default, three retries with growing pauses, holds a client's request for seconds; HAProxy retries anyway.
     """
-    online = store._get_provider().online_store
+    online = store._get_provider().online_store  # Feast's configuration cannot carry a retry policy
     if isinstance(online, RedisOnlineStore):
         dropped = (RedisConnectionError,)
         online._get_client(store.config.online_store).set_retry(Retry(NoBackoff(), 1, dropped))
@@ -198,11 +210,10 @@ def notify_systemd() -> None:
             sock.sendto(b"READY=1", address.replace("@", "\0", 1))
 
 
-def create_app() -> FastAPI:
+def create_app() -> Starlette:
     """Build the application from this process's credentials."""
     try:
         store = FeatureStore(fs_yaml_file=Path(os.environ["CREDENTIALS_DIRECTORY"]) / "feature_store.yaml")
-    except Exception as error:
-        # Feast's message quotes the file, passwords included.
+    except Exception as error:  # Feast's messages quote the file, passwords included
         raise SystemExit(f"feature_store.yaml cannot be used: {type(error).__name__}") from None
-    return FeatureServer(store).app
+    return FeatureServer(store).app()

@@ -1,0 +1,156 @@
+"""What an instance promises: to its clients, to systemd, and when a store is away."""
+
+import time
+
+import pytest
+
+testinfra_hosts = ["ansible://server1"]
+
+UNITS = {"feature-server@1": 6566, "feature-server@2": 6567, "push-server@1": 6576, "push-server@2": 6577}
+
+
+@pytest.fixture(params=UNITS)
+def unit(request):
+    return request.param
+
+
+def pids(server, unit):
+    processes = server.host.check_output(
+        "cat /sys/fs/cgroup/system.slice/system-%s.slice/%s.service/cgroup.procs",
+        unit.split("@")[0].replace("-", "\\x2d"),
+        unit,
+    ).split()
+    assert len(processes) == 2, "gunicorn and one worker"
+    return processes
+
+
+def test_every_instance_reads_features_and_starts_at_boot(server, unit):
+    assert server.ask(UNITS[unit], "/ready").json["status"] == "ready"
+    assert server.host.service(unit).is_enabled
+
+
+def test_the_instances_are_closed_to_strangers(server, stranger, unit):
+    script = (
+        f"import socket; socket.create_connection(('{server.variables['ansible_host']}', {UNITS[unit]}), timeout=3)"
+    )
+    assert stranger.run(f'python3 -c "{script}"').failed
+
+
+@pytest.mark.parametrize("port", [6576, 6577])
+def test_what_is_pushed_is_read(server, port):
+    assert server.push(port, f"PUSHED{port}", 12.5).status == 200
+    for reader in (6566, 6567):
+        assert server.read(reader, f"PUSHED{port}").json["results"][1]["values"] == [12.5]
+
+
+@pytest.mark.parametrize("port", [6566, 6567])
+def test_a_read_server_has_no_right_to_write(server, port):
+    answer = server.push(port, "REFUSED", 1.0)
+    assert (answer.status, answer.json) == (503, {"detail": "a store is not available"})
+    assert server.read(6566, "REFUSED").json["results"][1]["values"] == [None]
+
+
+def test_an_instance_is_confined(server, unit):
+    assert server.host.run(f"systemd-analyze security --threshold=15 {unit}.service").rc == 0
+    for pid in pids(server, unit):
+        status = dict(
+            line.split(":\t", 1) for line in server.host.file(f"/proc/{pid}/status").content_string.splitlines()
+        )
+        assert status["CapEff"] == status["CapBnd"] == "0000000000000000"
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        assert server.host.check_output(f"ps -o user= -p {pid}") == "feast"
+        inside = f"nsenter --target {pid} --mount --"
+        assert server.host.check_output(f"{inside} ls -A /home /root").split() == ["/home:", "/root:"]
+        assert server.host.run(f"{inside} touch /opt/feast/x").failed
+
+
+def test_no_secret_is_in_the_environment_or_the_command(server, unit):
+    secrets = [*server.variables["timescaledb_passwords"].values(), *server.variables["redis_passwords"].values()]
+    for pid in pids(server, unit):
+        seen = server.host.check_output(f"cat /proc/{pid}/environ /proc/{pid}/cmdline | tr '\\0' '\\n'")
+        assert "LARDER_REVISION=" in seen
+        assert not [secret for secret in secrets if secret in seen]
+    journal = server.host.check_output(f"journalctl --no-pager --unit={unit}")
+    assert not [secret for secret in secrets if secret in journal]
+
+
+def test_a_restart_returns_when_the_instance_serves(server):
+    server.host.check_output("systemctl restart feature-server@1")
+    assert server.ask(6566, "/ready").status == 200
+
+
+def test_an_instance_that_stops_says_so_first(server):
+    server.host.check_output("systemctl --no-block restart feature-server@2")
+    time.sleep(1)
+    answer = server.ask(6567, "/ready")
+    assert (answer.status, answer.json["status"]) == (404, "draining")
+    assert server.read(6567, "ANY").status == 200, "it serves while it drains"
+    server.host.check_output("systemctl start feature-server@2")
+    assert server.ask(6567, "/ready").status == 200
+
+
+def test_a_killed_instance_comes_back(server):
+    server.host.check_output("systemctl kill --signal=KILL feature-server@1")
+    deadline = time.monotonic() + 180
+    while server.host.run("systemctl is-active --quiet feature-server@1").failed and time.monotonic() < deadline:
+        time.sleep(1)
+    assert server.ask(6566, "/ready").status == 200
+
+
+@pytest.mark.parametrize("signal", ["STOP", "KILL"])
+def test_redis_away_is_a_bounded_503(server, signal):
+    """Hanging (STOP) or gone (KILL, and not back for some seconds)."""
+    redis = server.host
+    if signal == "STOP":
+        redis.check_output("systemctl kill --signal=STOP redis-server")
+    else:
+        redis.check_output("systemctl stop redis-server")
+    try:
+        answer = server.read(6566, "ANY")
+        assert (answer.status, answer.json) == (503, {"detail": "a store is not available"})
+        assert answer.seconds < 5
+        ready = server.ask(6566, "/ready")
+        assert (ready.status, ready.json["status"]) == (503, "no online store")
+        assert ready.seconds < 5
+    finally:
+        redis.check_output("systemctl kill --signal=CONT redis-server; systemctl start redis-server")
+    assert server.read(6566, "ANY").status == 200
+    assert server.ask(6566, "/ready").status == 200
+
+
+def test_without_postgresql_reads_go_on_and_then_new_views_are_seen(server):
+    postgresql = server.host
+    postgresql.check_output("systemctl stop postgresql@17-main")
+    try:
+        # Longer than the registry's copy is trusted.
+        time.sleep(12)
+        assert server.read(6566, "ANY").status == 200
+        assert server.ask(6566, "/ready").status == 200
+    finally:
+        postgresql.check_output("systemctl start postgresql@17-main")
+
+
+def test_what_is_applied_is_served_without_a_restart(server):
+    views = "/opt/feast/feature_repo/later_view.py"
+    before = pids(server, "feature-server@1")
+    assert server.read(6566, "ANY", "later:close").status == 404
+    server.host.check_output(
+        "cat > %s <<'END'\n"
+        "from entities import symbol\n"
+        "from feast import FeatureView, Field\n"
+        "from feast.types import Float64\n"
+        "from sources import ohlcv_source\n"
+        "fields = [Field(name='close', dtype=Float64)]\n"
+        "later = FeatureView(name='later', entities=[symbol], source=ohlcv_source, schema=fields)\n"
+        "END",
+        views,
+    )
+    try:
+        server.host.check_output("cd / && larder apply")
+        deadline = time.monotonic() + 30
+        while server.read(6566, "ANY", "later:close").status != 200 and time.monotonic() < deadline:
+            time.sleep(1)
+        assert server.read(6566, "ANY", "later:close").status == 200
+        assert pids(server, "feature-server@1") == before
+    finally:
+        server.host.check_output("rm %s && cd / && larder apply", views)

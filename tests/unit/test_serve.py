@@ -1,0 +1,166 @@
+"""The feature server around a real store (SQLite), spoken to as a server speaks to it."""
+
+import asyncio
+import json
+import socket
+from contextlib import asynccontextmanager
+
+import pandas as pd
+import pytest
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.types import Float64
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from larder import serve
+
+SECRET = "s3cret-in-the-file"
+CONFIG = """
+project: trading
+provider: local
+registry: {{registry_type: sql, path: "sqlite:///{directory}/registry.db", cache_ttl_seconds: 1, schema_mode: {mode}}}
+offline_store: {{type: dask}}
+online_store: {{type: sqlite, path: "{directory}/online.db"}}
+entity_key_serialization_version: 3
+"""
+READ = {"entities": {"symbol": ["A"]}, "features": ["prices:close"]}
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("LARDER_REVISION", "abc")
+    (tmp_path / "feature_store.yaml").write_text(CONFIG.format(directory=tmp_path, mode="verify"))
+    return tmp_path
+
+
+def apply(directory):
+    """`feast apply` of one view, with one row of it online."""
+    config = directory / "apply.yaml"
+    config.write_text(CONFIG.format(directory=directory, mode="auto"))
+    symbol = Entity(name="symbol", join_keys=["symbol"], value_type=ValueType.STRING)
+    file = FileSource(name="file", path=str(directory / "x.parquet"), timestamp_field="event_timestamp")
+    source = PushSource(name="push", batch_source=file)
+    view = FeatureView(name="prices", entities=[symbol], source=source, schema=[Field(name="close", dtype=Float64)])
+    store = FeatureStore(fs_yaml_file=config)
+    store.apply([symbol, source, view])
+    row = {"symbol": ["A"], "close": [1.5], "event_timestamp": [pd.Timestamp("2026-01-01", tz="UTC")]}
+    store.write_to_online_store("prices", pd.DataFrame(row))
+
+
+async def ask(app, method, path, body=None):
+    """Return status and decoded body of one request."""
+    sent = []
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+
+    async def receive():
+        return {"type": "http.request", "body": b"" if body is None else json.dumps(body).encode()}
+
+    async def send(message):
+        sent.append(message)
+
+    try:
+        await app(scope, receive, send)
+    except RuntimeError:
+        # Starlette answers an unexpected error and raises it again, for the server's log.
+        assert sent
+    return sent[0]["status"], json.loads(b"".join(m.get("body", b"") for m in sent[1:]) or "null")
+
+
+@asynccontextmanager
+async def running():
+    app = serve.create_app()
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+def run(scenario):
+    async def main():
+        async with running() as app:
+            await scenario(app)
+
+    asyncio.run(main())
+
+
+def test_an_instance_with_features_is_ready(directory):
+    apply(directory)
+
+    async def scenario(app):
+        assert await ask(app, "GET", "/ready") == (200, {"status": "ready", "revision": "abc"})
+        assert (await ask(app, "POST", "/get-online-features", READ))[1]["results"][1]["values"] == [1.5]
+
+    run(scenario)
+
+
+def test_an_instance_that_drains_is_not_found_but_serves(directory):
+    apply(directory)
+    (directory / "draining").touch()
+
+    async def scenario(app):
+        assert (await ask(app, "GET", "/ready"))[0] == 404
+        assert (await ask(app, "POST", "/get-online-features", READ))[0] == 200
+
+    run(scenario)
+
+
+def test_an_instance_waits_for_the_first_apply(directory):
+    async def scenario(app):
+        assert await ask(app, "GET", "/ready") == (503, {"status": "no registry", "revision": "abc"})
+        await asyncio.to_thread(apply, directory)
+        await asyncio.sleep(3)
+        assert (await ask(app, "GET", "/ready"))[0] == 200
+
+    run(scenario)
+
+
+def test_an_applied_project_without_views_has_nothing_to_read(directory):
+    (directory / "feature_store.yaml").write_text(CONFIG.format(directory=directory, mode="auto"))
+
+    async def scenario(app):
+        assert (await ask(app, "GET", "/ready")) == (503, {"status": "no feature view", "revision": "abc"})
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RedisConnectionError(SECRET), 503), (OSError(SECRET), 503), (RuntimeError(SECRET), 500)],
+)
+def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeypatch, error, status):
+    apply(directory)
+
+    def fail(*_, **__):
+        raise error
+
+    async def scenario(app):
+        monkeypatch.setattr(FeatureStore, "get_online_features", fail)
+        answer = await ask(app, "POST", "/get-online-features", READ)
+        assert answer[0] == status
+        assert SECRET not in json.dumps(answer[1])
+        assert await ask(app, "GET", "/ready") == (503, {"status": "no online store", "revision": "abc"})
+
+    run(scenario)
+
+
+def test_a_file_that_cannot_be_used_is_not_quoted(directory):
+    (directory / "feature_store.yaml").write_text(
+        f"project: trading\nprovider: local\nonline_store: {{type: redis, pass: {SECRET}}}\n"
+    )
+    with pytest.raises(SystemExit) as raised:
+        serve.create_app()
+    assert SECRET not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+def test_systemd_is_told_once_the_instance_serves(directory, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(directory / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("LARDER_NOTIFY_SOCKET", str(directory / "notify"))
+
+        async def scenario(_):
+            assert systemd.recv(100) == b"READY=1"
+
+        run(scenario)
