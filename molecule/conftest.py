@@ -1,0 +1,56 @@
+"""What the tests of all scenarios share: hosts by name, and commands whose secrets travel on standard input."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+
+class Inventory:
+    """The hosts of the scenario, as Ansible reaches them."""
+
+    def __init__(self, path: str, sockets: Path) -> None:
+        self.path = path
+        self._multiplex = ["-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={sockets}/%C"]
+        self._variables: dict[str, dict[str, Any]] = {}
+
+    def host(self, name: str) -> Host:
+        """Return a host whose commands run as root."""
+        return testinfra.get_host(f"ansible://{name}?sudo=true", ansible_inventory=self.path)
+
+    def variables(self, name: str) -> dict[str, Any]:
+        if name not in self._variables:
+            self._variables[name] = self.host(name).ansible.get_variables()
+        return self._variables[name]
+
+    def address(self, name: str) -> str:
+        return str(self.variables(name)["ansible_host"])
+
+    def run(self, name: str, command: str, stdin: str) -> str:
+        """Run a command on a host with something secret on its standard input; return what it prints."""
+        host = self.variables(name)
+        argv = ["ssh", *self._multiplex, "-i", host["ansible_ssh_private_key_file"]]
+        argv += shlex.split(host["ansible_ssh_common_args"])
+        argv += [f"{host['ansible_user']}@{host['ansible_host']}", command]
+        return subprocess.run(argv, input=stdin, text=True, capture_output=True, check=True, timeout=300).stdout
+
+
+@pytest.fixture(scope="session")
+def inventory(pytestconfig: pytest.Config) -> Iterator[Inventory]:
+    # A socket's path may have 108 characters; pytest's own temporary directories are longer.
+    with tempfile.TemporaryDirectory(prefix="larder") as sockets:
+        yield Inventory(pytestconfig.getoption("--ansible-inventory"), Path(sockets))
+
+
+@pytest.fixture(scope="session")
+def on(inventory: Inventory) -> Callable[[str], Host]:
+    """Return the host of a name; its commands run as root."""
+    return inventory.host

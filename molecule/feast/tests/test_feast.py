@@ -1,0 +1,131 @@
+"""Feast on one host: what is installed is what the lock names, what the repository declares is in the registry, no secret lies about."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+ROOT = Path(__file__).resolve().parents[3]
+CURRENT = "/opt/feast/current"
+
+
+@pytest.fixture(scope="module")
+def host(inventory: Any) -> Host:
+    return inventory.host("feast1")
+
+
+@pytest.fixture(scope="module")
+def secrets(inventory: Any) -> list[str]:
+    variables = inventory.variables("feast1")
+    return [secret for name in ("timescaledb_passwords", "redis_passwords") for secret in variables[name].values()]
+
+
+def test_environment_holds_what_the_lock_names_and_nothing_else(host: Host) -> None:
+    lock = (ROOT / "roles/feast/files/requirements-0.67.0.txt").read_text()
+    # Python 3.13 on Linux: lines for other interpreters do not count.
+    locked = {
+        name.lower()
+        for name, marker in re.findall(r"^([\w.-]+==[\w.]+)(?: ; (.*?))? \\$", lock, re.MULTILINE)
+        if not re.search(r"python_full_version < '3\.1[12]|sys_platform == 'win32'", marker)
+    }
+    frozen = host.check_output(f"/opt/feast/uv/bin/uv pip freeze --python {CURRENT}/bin/python").lower().split("\n")
+    assert {line for line in frozen if not line.startswith("larder @")} == locked
+
+
+def test_environment_belongs_to_root(host: Host) -> None:
+    assert host.check_output(f"find -L {CURRENT} -not -user root -o -perm -o+w -not -type l | head") == ""
+
+
+def test_services_find_their_bytecode(host: Host) -> None:
+    # Without it an import takes four times as long: nothing that larder.serve imports may be missing, with or without -O.
+    for option in ("", "-O"):
+        script = (
+            "import feast.feature_server, sys, os;"
+            "print([m for m, v in sys.modules.items() if (c := getattr(v, '__cached__', None)) and not os.path.exists(c)"
+            " and '/opt/feast/' in c])"
+        )
+        assert host.check_output(f'{CURRENT}/bin/python {option} -B -c "{script}"').splitlines()[-1] == "[]"
+
+
+def test_registry_holds_what_the_repository_declares(host: Host) -> None:
+    listed = host.check_output("feast feature-views list")
+    for view in ("ohlcv_features", "technical_indicators_ma", "price_action", "market_features", "price_change"):
+        assert re.search(rf"^{view}\s", listed, re.MULTILINE)
+    assert "trading_signals" in host.check_output("feast feature-services list")
+
+
+def test_unchanged_repository_is_not_applied_again(host: Host) -> None:
+    assert host.check_output("larder apply").splitlines()[-1] == "unchanged"
+
+
+def test_four_applies_at_once_lose_nothing(host: Host) -> None:
+    before = sorted(line.split()[0] for line in host.check_output("feast feature-views list").splitlines()[1:])
+    result = host.run("for i in 1 2 3 4; do larder apply --force & pids=\"$pids $!\"; done; for p in $pids; do wait $p || exit 1; done")
+    assert result.rc == 0, result.stderr
+    after = sorted(line.split()[0] for line in host.check_output("feast feature-views list").splitlines()[1:])
+    assert after == before
+
+
+def files_that_hold(inventory: Any, secrets: list[str], places: str) -> list[str]:
+    scan = f"sudo grep -rlF -f - --exclude-dir=venvs {places} || test $? -eq 1"
+    return inventory.run("feast1", scan, "\n".join(secrets)).split()
+
+
+def test_no_secret_is_on_disk_in_clear(inventory: Any, secrets: list[str]) -> None:
+    assert files_that_hold(inventory, secrets, "/etc /opt /var/lib /var/log /usr/local /home /root /tmp") == []
+
+
+def test_scan_would_find_a_secret(inventory: Any, secrets: list[str]) -> None:
+    inventory.run("feast1", "cat > /tmp/planted", secrets[0])
+    assert files_that_hold(inventory, secrets, "/tmp") == ["/tmp/planted"]
+    inventory.run("feast1", "rm /tmp/planted", "")
+
+
+def test_credential_is_bound_to_its_name_and_host(host: Host) -> None:
+    path = "/etc/credstore.encrypted/pipeline.feature_store.yaml"
+    file = host.file(path)
+    assert (file.user, file.mode) == ("root", 0o600)
+    assert host.run(f"systemd-creds decrypt --name=feature_store.yaml {path} -").rc == 0
+    assert host.run(f"systemd-creds decrypt --name=other {path} -").rc != 0
+
+
+def test_the_user_of_feast_cannot_log_in_and_reads_no_credential(host: Host) -> None:
+    assert host.user("feast").shell == "/usr/sbin/nologin"
+    assert host.run("runuser -u feast -- cat /etc/credstore.encrypted/load_url").rc != 0
+
+
+def test_status_is_machine_readable(host: Host) -> None:
+    result = host.run("larder status --json")
+    assert result.rc == 5  # nothing was materialized yet, and it says so
+    status = json.loads(result.stdout)
+    assert {view["name"] for view in status["views"]} >= {"ohlcv_features", "market_features"}
+    assert any("Never materialized" in problem for problem in status["problems"])
+
+
+def test_altered_lock_is_refused_before_the_environment_changes(host: Host, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    before = host.check_output(f"readlink {CURRENT}")
+    lock = (ROOT / "roles/feast/files/requirements-0.67.0.txt").read_text()
+    altered = tmp_path / "requirements.txt"
+    altered.write_text(re.sub(r"(feast==.*?sha256:)[0-9a-f]{4}", r"\g<1>0000", lock, count=1, flags=re.DOTALL))
+    # Feast has one wheel and one source archive: alter both hashes.
+    section = re.search(r"^feast==.*?(?=^\w)", lock, re.DOTALL | re.MULTILINE)
+    assert section
+    altered.write_text(lock.replace(section[0], re.sub(r"sha256:[0-9a-f]{8}", "sha256:00000000", section[0])))
+    inventories = [ROOT / "molecule/shared/inventory", pytestconfig.getoption("--ansible-inventory")]
+    result = subprocess.run(
+        ["ansible-playbook", *(f"--inventory={path}" for path in inventories), ROOT / "molecule/feast/converge.yml"]
+        + ["--extra-vars", json.dumps({"__feast_lock": str(altered)})],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert "hash mismatch" in result.stdout.lower()
+    assert host.check_output(f"readlink {CURRENT}") == before
+    assert "trading_signals" in host.check_output("feast feature-services list")

@@ -1,0 +1,160 @@
+"""Bars go in as files and come out of Redis as features: late ones, corrected ones, impossible ones too."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+UNIT = "feature-pipeline.service"
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+HEADER = "Date,Open,High,Low,Close,Volume"
+
+
+@pytest.fixture(scope="module")
+def host(inventory: Any) -> Host:
+    return inventory.host("pipeline1")
+
+
+def bar(days_ago: int, close: float) -> str:
+    day = (TODAY - timedelta(days=days_ago)).date()
+    return f"{day},{close},{close + 1},{close - 1},{close},1000"
+
+
+def bring(inventory: Any, name: str, *rows: str) -> None:
+    inventory.run("pipeline1", f"sudo tee /var/lib/larder/incoming/{name}", "\n".join((HEADER, *rows, "")))
+
+
+def run(host: Host) -> None:
+    result = host.run(f"systemctl start {UNIT}")
+    assert result.rc == 0, host.run(f"journalctl -u {UNIT} -n 40 --no-pager").stdout
+
+
+def close_of(inventory: Any, symbol: str) -> tuple[float | None, float | None]:
+    """Return (close, sma_5) that the online store holds for a symbol."""
+    script = (
+        "import os, pathlib; from feast import FeatureStore;"
+        "s = FeatureStore(fs_yaml_file=pathlib.Path(os.environ['CREDENTIALS_DIRECTORY'], 'feature_store.yaml'));"
+        f"a = s.get_online_features(['ohlcv_features:close', 'technical_indicators_ma:sma_5'], [dict(symbol='{symbol}')]).to_dict();"
+        "print('values', a['close'][0], a['sma_5'][0])"
+    )
+    command = (
+        "sudo systemd-run --quiet --wait --collect --pipe --uid=feast"
+        " -p LoadCredentialEncrypted=feature_store.yaml:/etc/credstore.encrypted/pipeline.feature_store.yaml"
+        " /opt/feast/current/bin/python -O -"
+    )
+    line = next(text for text in inventory.run("pipeline1", command, script).splitlines() if text.startswith("values"))
+    return tuple(None if word == "None" else float(word) for word in line.split()[1:])  # type: ignore[return-value]
+
+
+def metric(host: Host, name: str) -> float:
+    text = host.file("/var/lib/larder/metrics/pipeline.prom").content_string
+    found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+    assert found, text
+    return float(found[1])
+
+
+def test_bars_are_served_after_a_run(inventory: Any, host: Host) -> None:
+    bring(inventory, "AAA.csv", *(bar(days, 100 + days) for days in range(10, 1, -1)))
+    run(host)
+    assert close_of(inventory, "AAA") == (102.0, 104.0)
+
+
+def test_late_bar_arrives(inventory: Any, host: Host) -> None:
+    # Yesterday's bar, stamped 00:00, comes after a run whose window ended today: materialize-incremental would never see it.
+    bring(inventory, "AAA.csv", *(bar(days, 100 + days) for days in range(10, 1, -1)), bar(1, 200))
+    run(host)
+    assert close_of(inventory, "AAA")[0] == 200.0
+
+
+def test_corrected_bar_reaches_redis_although_its_timestamp_is_the_same(inventory: Any, host: Host) -> None:
+    bring(inventory, "AAA.csv", *(bar(days, 100 + days) for days in range(10, 1, -1)), bar(1, 210))
+    run(host)
+    assert close_of(inventory, "AAA")[0] == 210.0
+
+
+def test_correction_in_the_middle_changes_what_depends_on_it(inventory: Any, host: Host) -> None:
+    before = close_of(inventory, "AAA")[1]
+    bring(inventory, "AAA.csv", *(bar(days, 100 + days + (5 if days == 3 else 0)) for days in range(10, 1, -1)), bar(1, 210))
+    run(host)
+    after = close_of(inventory, "AAA")[1]
+    assert before is not None
+    assert after == pytest.approx(before + 1.0, rel=1e-12)
+
+
+def test_symbol_whose_newest_bar_is_older_than_the_window_is_served(inventory: Any, host: Host) -> None:
+    bring(inventory, "OLD.csv", *(bar(days, 50 + days) for days in range(60, 40, -1)))
+    run(host)
+    assert close_of(inventory, "OLD")[0] == 91.0
+
+
+def test_impossible_bar_is_rejected_with_its_reason_and_the_good_ones_go_in(inventory: Any, host: Host) -> None:
+    bad = (TODAY - timedelta(days=2)).date()
+    bring(inventory, "BAD.csv", bar(3, 10), f"{bad},10,9,11,10,1000", bar(1, 12))
+    run(host)
+    assert close_of(inventory, "BAD")[0] == 12.0
+    query = "SELECT symbol, event_timestamp::date, reason FROM market_data.rejected_bars WHERE symbol = 'BAD'"
+    rows = host.check_output(f'runuser -u postgres -- psql -At -d feast -c "{query}"').splitlines()
+    assert len(rows) == 1
+    assert rows[0].startswith(f"BAD|{bad}|")
+    assert metric(host, "larder_rejected_bars") == 1
+
+
+def test_second_run_changes_nothing(host: Host) -> None:
+    run(host)
+    assert metric(host, "larder_pipeline_bars_changed") == 0
+    assert metric(host, "larder_pipeline_feature_rows_changed") == 0
+
+
+def test_metrics_tell_of_the_last_success_and_its_duration(host: Host) -> None:
+    now = float(host.check_output("date +%s"))
+    assert 0 <= now - metric(host, "larder_pipeline_last_success_timestamp_seconds") < 600
+    assert metric(host, "larder_pipeline_duration_seconds") > 0
+    assert host.file("/var/lib/larder/metrics/pipeline.prom").mode & 0o004  # node_exporter is another user
+
+
+def test_three_starts_at_once_are_one_run(host: Host) -> None:
+    before = int(host.check_output(f"journalctl -u {UNIT} --no-pager -o cat | grep -c 'Starting '"))
+    host.check_output(f"systemctl start {UNIT} & systemctl start {UNIT} & systemctl start {UNIT} & wait")
+    after = int(host.check_output(f"journalctl -u {UNIT} --no-pager -o cat | grep -c 'Starting '"))
+    assert after == before + 1
+
+
+def test_manual_run_beside_another_is_refused_with_its_own_exit_code(host: Host) -> None:
+    result = host.run(f"systemctl start --no-block {UNIT}; sleep 2; larder run; code=$?; systemctl start {UNIT}; exit $code")
+    assert result.rc == 4, result.stderr
+
+
+def test_failed_run_fails_the_unit_and_the_next_recovers(host: Host) -> None:
+    host.check_output("systemctl stop redis-server")
+    try:
+        assert host.run(f"systemctl start {UNIT}").rc != 0
+        assert metric(host, "larder_pipeline_success") == 0
+        message = host.check_output(f"journalctl -u {UNIT} -n 30 -o cat --no-pager")
+        assert "Traceback" not in message
+    finally:
+        host.check_output("systemctl start redis-server")
+    run(host)
+    assert metric(host, "larder_pipeline_success") == 1
+
+
+def test_cron_starts_it_daily_and_after_a_missed_night(host: Host) -> None:
+    lines = [line for line in host.file("/etc/cron.d/feature-pipeline").content_string.splitlines() if not line.startswith("#")]
+    assert [line.split(" root ")[0] for line in lines] == ["0 2 * * *", "@reboot"]
+    assert host.service("cron").is_running
+    assert host.service("cron").is_enabled
+
+
+def test_unit_is_sandboxed(host: Host) -> None:
+    assert host.run(f"systemd-analyze security --no-pager --threshold=15 {UNIT}").rc == 0
+
+
+def test_unit_sees_its_credentials_and_its_environment_holds_no_secret(inventory: Any, host: Host) -> None:
+    shown = host.check_output(f"systemctl show {UNIT}") + host.check_output(f"systemctl cat {UNIT}")
+    shown += host.check_output(f"journalctl -u {UNIT} --no-pager")
+    for passwords in ("timescaledb_passwords", "redis_passwords"):
+        for secret in inventory.variables("pipeline1")[passwords].values():
+            assert secret not in shown

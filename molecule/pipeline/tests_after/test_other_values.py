@@ -1,0 +1,51 @@
+"""After a run with other values: cron really starts the pipeline, and a run past its deadline fails."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+UNIT = "feature-pipeline.service"
+
+
+@pytest.fixture(scope="module")
+def host(inventory: Any) -> Host:
+    return inventory.host("pipeline1")
+
+
+def test_unit_follows_the_variables(host: Host) -> None:
+    shown = host.check_output(f"systemctl show {UNIT} -p TimeoutStartUSec -p MemoryMax -p ExecStart")
+    assert "TimeoutStartUSec=1min 30s" in shown
+    assert f"MemoryMax={1500 * 2**20}" in shown
+    assert "--days 3" in shown
+
+
+def test_cron_starts_the_pipeline(host: Host) -> None:
+    started = host.check_output("date +%s")
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        journal = host.run(f"journalctl -u {UNIT} --since=@{started} -o cat --no-pager").stdout
+        if "Finished" in journal or "Deactivated successfully" in journal:
+            return
+        time.sleep(3)
+    pytest.fail("two minutes passed and cron did not run the pipeline")
+
+
+def test_run_past_its_deadline_is_ended_and_the_next_one_recovers(host: Host) -> None:
+    # The table is locked away: the run would wait for ever.
+    host.check_output("systemctl stop cron")
+    host.check_output(
+        "systemd-run --unit=lock --uid=postgres psql -d feast"
+        " -c 'BEGIN; LOCK TABLE market_data.pending_compute IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)'"
+    )
+    host.check_output(f"mkdir -p /run/systemd/system/{UNIT}.d && printf '[Service]\\nTimeoutStartSec=8s\\n' > /run/systemd/system/{UNIT}.d/short.conf")
+    host.check_output("systemctl daemon-reload")
+    try:
+        assert host.run(f"systemctl start {UNIT}").rc != 0
+        assert "timeout" in host.check_output(f"systemctl show {UNIT} -p Result")
+    finally:
+        host.check_output(f"rm -r /run/systemd/system/{UNIT}.d; systemctl daemon-reload; systemctl stop lock")
+    assert host.run(f"systemctl start {UNIT}").rc == 0

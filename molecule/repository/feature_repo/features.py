@@ -1,0 +1,21 @@
+"""A small repository of another kind: risk limits of accounts, one entity, one view."""
+
+from datetime import timedelta
+
+from feast import Entity, FeatureView, Field, ValueType
+from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
+from feast.types import Float64, Int64, String
+
+account = Entity(name="account", join_keys=["account_id"], value_type=ValueType.INT64)
+
+account_limits = FeatureView(
+    name="account_limits",
+    entities=[account],
+    ttl=timedelta(days=90),
+    schema=[
+        Field(name="max_notional", dtype=Float64),
+        Field(name="tier", dtype=String),
+        Field(name="breaches", dtype=Int64),
+    ],
+    source=PostgreSQLSource(name="account_limits", table="risk.account_limits", timestamp_field="valid_from"),
+)

@@ -1,0 +1,46 @@
+"""Larder knows nothing of moving averages: another entity, another hypertable, the same stack, on one host."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+
+def read(inventory: Any, accounts: list[int]) -> dict[str, list[Any]]:
+    """Read the view through the gateway; the token travels on standard input, as a header file."""
+    token = inventory.variables("single1")["gateway_tokens"]["reader"]
+    features = [f"account_limits:{name}" for name in ("max_notional", "tier", "breaches")]
+    body = json.dumps({"features": features, "entities": {"account_id": accounts}})
+    url = f"http://{inventory.address('single1')}:8080/get-online-features"
+    script = (
+        "import sys, urllib.request as u;"
+        f"print(u.urlopen(u.Request({url!r}, {body.encode()!r}, "
+        "{'Authorization': 'Bearer ' + sys.stdin.read(), 'Content-Type': 'application/json'})).read().decode())"
+    )
+    answer = json.loads(inventory.run("single1", f"python3 -c {shlex.quote(script)}", token))
+    return {
+        name: column["values"]
+        for name, column in zip(answer["metadata"]["feature_names"], answer["results"], strict=True)
+    }
+
+
+def test_values_of_another_entity_are_served(inventory: Any) -> None:
+    assert read(inventory, [7, 8, 9]) == {
+        "account_id": [7, 8, 9],
+        "max_notional": [2.5e6, None, None],
+        "tier": ["gold", "new", None],
+        "breaches": [1, 0, None],
+    }
+
+
+def test_nothing_of_larders_own_features_was_created(inventory: Any) -> None:
+    host = inventory.host("single1")
+    tables = host.check_output("runuser -u postgres -- psql -At -d feast -c \"SELECT hypertable_name FROM timescaledb_information.hypertables\"")
+    assert tables.split() == ["account_limits"]
+    assert "ohlcv" not in host.check_output("feast feature-views list")
+
+
+def test_status_is_healthy(inventory: Any) -> None:
+    result = inventory.host("single1").run("larder status")
+    assert result.rc == 0, result.stdout + result.stderr
