@@ -2,8 +2,8 @@
 
 gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn). It adds to Feast's application:
 
-- `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404, which
-  HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
+- `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404,
+  which HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
   `no feature view` or `no online store`. `revision` names what the instance was started with.
 - The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
   (Feast's own timer ends for ever with the first refresh that fails.)
@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -48,8 +48,9 @@ log = logging.getLogger("uvicorn.error")
 
 # Less than HAProxy's `timeout check`.
 READY_SECONDS = 3.0
-STORE_ERRORS = (RedisError, SQLAlchemyError, psycopg.Error, OSError, TimeoutError)
-REQUEST_ERRORS = (ValueError, TypeError, KeyError)
+STORE_ERRORS: tuple[type[Exception], ...] = (RedisError, SQLAlchemyError, psycopg.Error, OSError, TimeoutError)
+REQUEST_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError)
+Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
 # An entity that nobody has, by the type of its key.
 NOBODY = {
     ValueType.STRING: "larder-ready",
@@ -141,13 +142,15 @@ class FeatureServer:
 def build(store: FeatureStore) -> FastAPI:
     """Return Feast's application with error handlers that tell a client's error from the server's."""
     app: FastAPI = get_app(store, registry_ttl_sec=0)
-    app.add_exception_handler(Exception, unexpected)
-    app.add_exception_handler(NotImplementedError, not_implemented)
-    app.add_exception_handler(FeastError, refused)
-    for error in REQUEST_ERRORS:
-        app.add_exception_handler(error, bad_request)
-    for error in STORE_ERRORS:
-        app.add_exception_handler(error, unavailable)
+    handlers: dict[type[Exception], Handler] = {
+        Exception: unexpected,
+        NotImplementedError: not_implemented,
+        FeastError: refused,
+        **dict.fromkeys(REQUEST_ERRORS, bad_request),
+        **dict.fromkeys(STORE_ERRORS, unavailable),
+    }
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
     return app
 
 

@@ -1,0 +1,26 @@
+"""After a run with other values that was killed half-way, and the next one."""
+
+import pytest
+
+testinfra_hosts = ["ansible://server1"]
+
+UNITS = {"feature-server@1": 6566, "feature-server@2": 6567, "push-server@1": 6576}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_instance_runs_with_the_new_values(server, unit):
+    assert server.ask(UNITS[unit], "/ready").json["status"] == "ready"
+    memory = (
+        f"/sys/fs/cgroup/system.slice/system-{unit.split('@')[0].replace('-', chr(92) + 'x2d')}.slice/{unit}.service"
+    )
+    assert server.host.file(f"{memory}/memory.max").content_string.strip() == str(900 * 2**20)
+
+
+def test_an_instance_that_is_not_wanted_is_gone(server):
+    assert not server.host.service("push-server@2").is_running
+    assert not server.host.service("push-server@2").is_enabled
+
+
+def test_what_is_pushed_is_still_read(server):
+    assert server.push(6576, "AFTER", 2.5).status == 200
+    assert server.read(6566, "AFTER").json["results"][1]["values"] == [2.5]
