@@ -1,0 +1,132 @@
+"""Run site.yml as an operator does, and watch what a client sees meanwhile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SCENARIO = ROOT / "molecule/default"
+UNITS = {
+    "database1": ["postgresql@17-main"],
+    "cache1": ["redis-server"],
+    "server1": ["feature-server@1", "feature-server@2", "push-server@1", "haproxy"],
+    "pipeline1": ["cron"],
+}
+
+
+class Run(NamedTuple):
+    """What one run of site.yml ended in."""
+
+    code: int
+    output: str
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Return the number of changed tasks by host, from the recap."""
+        recap = self.output.rpartition("PLAY RECAP")[2]
+        lines = [line.split() for line in recap.splitlines() if "changed=" in line]
+        return {words[0]: int(next(word for word in words if word.startswith("changed=")).split("=")[1]) for words in lines}
+
+
+@pytest.fixture(scope="session")
+def site(pytestconfig: pytest.Config) -> Callable[..., Run]:
+    """Run site.yml with more arguments; `variables` are extra variables, by file, so that no secret is in argv."""
+
+    def site(
+        *arguments: str, variables: dict[str, Any] | None = None, inventories: tuple[Path, ...] = (), **options: Any
+    ) -> Run:
+        paths = [ROOT / "molecule/shared/inventory", Path(pytestconfig.getoption("--ansible-inventory")), *inventories]
+        command = ["ansible-playbook", *(f"--inventory={path}" for path in paths), "site.yml", *arguments]
+        if variables:
+            command += ["--extra-vars", "@/dev/stdin"]
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            input=json.dumps(variables) if variables else "",
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            **options,
+        )
+        return Run(result.returncode, result.stdout)
+
+    return site
+
+
+@pytest.fixture
+def starts(inventory: Any) -> Callable[[], dict[str, str]]:
+    """Return when each unit of the stack was started, and its main process."""
+
+    def starts() -> dict[str, str]:
+        return {
+            f"{name}: {unit}": inventory.host(name).check_output(
+                f"systemctl show {unit} -p ActiveEnterTimestampMonotonic -p MainPID -p ActiveState"
+            )
+            for name, units in UNITS.items()
+            for unit in units
+        }
+
+    return starts
+
+
+class Client:
+    """Somebody who reads a feature through the gateway, again and again."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url = url
+        self.token = token
+        self.answers = 0
+        self.failures: list[str] = []
+
+    def read(self, features: list[str], symbols: list[str]) -> dict[str, list[Any]]:
+        body = json.dumps({"features": features, "entities": {"symbol": symbols}}).encode()
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(self._url, body, headers), timeout=20) as response:
+            answer = json.load(response)
+        names = answer["metadata"]["feature_names"]
+        return {name: column["values"] for name, column in zip(names, answer["results"], strict=True)}
+
+    def watch(self, stop: threading.Event) -> None:
+        expected = self.read(["ohlcv_features:close"], ["GOOG.US", "SP500"])
+        while not stop.wait(0.02):
+            try:
+                answer = self.read(["ohlcv_features:close"], ["GOOG.US", "SP500"])
+            except OSError as error:
+                self.failures.append(str(error))
+            else:
+                self.answers += 1
+                if answer != expected:
+                    self.failures.append(f"{answer} instead of {expected}")
+
+
+@pytest.fixture
+def client(inventory: Any) -> Client:
+    url = f"http://{inventory.address('server1')}:8080/get-online-features"
+    return Client(url, inventory.variables("server1")["gateway_tokens"]["reader"])
+
+
+@pytest.fixture
+def watched(client: Client) -> Callable[[], Any]:
+    """Let the client read for as long as the block takes."""
+
+    @contextmanager
+    def watched() -> Iterator[Client]:
+        stop = threading.Event()
+        thread = threading.Thread(target=client.watch, args=[stop])
+        thread.start()
+        try:
+            yield client
+        finally:
+            stop.set()
+            thread.join()
+
+    return watched

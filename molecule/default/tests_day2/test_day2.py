@@ -1,0 +1,191 @@
+"""What a day of operations brings, through site.yml alone. The tests build on one another, in this order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+GROWN = ROOT / "molecule/default/grown"
+HOSTILE = [
+    "double\"quote 'single' back\\slash",
+    "$HOME ${PATH} %(x)s 100% %41",
+    "comma,comma @ a=b # hash : colon",
+    "ünïcödé パスワード 🔑🔑🔑🔑",
+    "{{ not_a_template }} {% raw %}",
+    "true true true true",
+    "!tag &anchor *alias | > - `tick`",
+    " leading and trailing, kept ",
+    "?query=1&b=2/slash/..//;drop",
+    "x" * 128,
+    "1e5 12345 0x10 null NaN",
+    "'; DROP ROLE feast_owner; --",
+]
+CLOSE = "ohlcv_features:close"
+
+
+def sentence(run: Any) -> str:
+    """Return the run's message, unwrapped."""
+    return " ".join(run.output.split())
+
+
+def test_second_run_changes_nothing_and_restarts_nothing(site: Any, starts: Any) -> None:
+    before = starts()
+    run = site()
+    assert run.code == 0, run.output
+    assert set(run.changed.values()) == {0}, run.output
+    assert starts() == before
+
+
+def test_check_and_diff_show_the_change_and_no_secret(site: Any, starts: Any, inventory: Any) -> None:
+    before = starts()
+    changes = {
+        "redis_maxmemory": "100mb",
+        "redis_passwords": {name: f"canary-{name}-0123456789" for name in ("serve", "push", "materialize", "monitor", "admin")},
+        "gateway_tokens": {"reader": "canary-reader-0123456789", "writer": "canary-writer-0123456789"},
+    }
+    run = site("--check", "--diff", "-vv", variables=changes)
+    assert run.code == 0, run.output
+    assert "maxmemory" in run.output
+    assert "canary" not in run.output
+    variables = inventory.variables("server1")
+    for secrets in ("redis_passwords", "timescaledb_passwords", "gateway_tokens"):
+        assert not [name for name, secret in variables[secrets].items() if secret in run.output]
+    assert starts() == before
+
+
+def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any, inventory: Any) -> None:
+    before = starts()
+    run = site("--limit", "cache1", "--tags", "redis", variables={"redis_maxmemory": "100mb"})
+    assert run.code == 0, run.output
+    assert {host: count > 0 for host, count in run.changed.items()} == {"cache1": True}
+    assert "timescaledb :" not in run.output
+    assert starts() == before  # a live change
+
+
+def test_new_view_and_new_host_join_while_a_client_reads(
+    site: Any, starts: Any, watched: Any, inventory: Any, tmp_path: Path
+) -> None:
+    repository = tmp_path / "feature_repo"
+    shutil.copytree(ROOT / "feature_repo", repository, ignore=shutil.ignore_patterns("__pycache__"))
+    (repository / "candle_shape.py").write_text(
+        "from datetime import timedelta\n\n"
+        "from entities import symbol\n"
+        "from feast import FeatureView, Field\n"
+        "from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource\n"
+        "from feast.types import Float64\n\n"
+        "candle_shape = FeatureView(\n"
+        '    name="candle_shape",\n'
+        "    entities=[symbol],\n"
+        "    ttl=timedelta(days=730),\n"
+        '    schema=[Field(name="body_size", dtype=Float64), Field(name="price_range", dtype=Float64)],\n'
+        "    source=PostgreSQLSource(\n"
+        '        name="candle_shape", table="features.price_action", timestamp_field="event_timestamp"\n'
+        "    ),\n"
+        ")\n"
+    )
+    before = starts()
+    with watched() as client:
+        run = site(variables={"feast_repository": str(repository)}, inventories=(GROWN,))
+        assert run.code == 0, run.output
+        # The servers trust their copy of the registry for a minute.
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                new = client.read(["candle_shape:body_size"], ["GOOG.US", "SP500"])
+                break
+            except OSError:
+                time.sleep(2)
+        else:
+            pytest.fail("the new view is not served")
+        assert new["body_size"] == client.read(["price_action:body_size"], ["GOOG.US", "SP500"])["body_size"]
+    assert client.failures == []
+    assert client.answers > 100
+    assert starts() == before
+
+
+def test_new_host_serves_alone_when_the_first_one_is_stopped(inventory: Any, client: Any) -> None:
+    server1 = inventory.host("server1")
+    expected = client.read([CLOSE], ["GOOG.US"])
+    server1.check_output("systemctl stop feature-server@1 feature-server@2")
+    try:
+        assert client.read([CLOSE], ["GOOG.US"]) == expected
+    finally:
+        server1.check_output("systemctl start feature-server@1 feature-server@2")
+
+
+def test_wrong_vault_password_ends_before_any_host_is_touched(site: Any, inventory: Any, tmp_path: Path) -> None:
+    wrong = tmp_path / "password"
+    wrong.write_text("not the password\n")
+    logins = "journalctl -u ssh -o cat --no-pager | grep -c Accepted"
+    before = inventory.host("cache1").check_output(logins)
+    run = site(env={**os.environ, "ANSIBLE_VAULT_PASSWORD_FILE": str(wrong)})
+    assert run.code != 0
+    assert "Decryption failed" in run.output
+    assert "PLAY RECAP" not in run.output or not run.changed
+    assert int(inventory.host("cache1").check_output(logins)) - int(before) <= 1  # our own question
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"larder_gateway_port": 70000}, ["larder_gateway_port", "70000", "65535"]),
+        ({"redis_maxmemroy": "1gb"}, ["redis_maxmemroy", "redis_maxmemory"]),
+        ({"redis_maxmemory": "900gb"}, ["redis_maxmemory", "900gb"]),
+        ({"gateway_tokens": {"reader": "short", "writer": "a-long-enough-token"}}, ["gateway_tokens.reader"]),
+    ],
+    ids=["port", "typo", "memory", "short secret"],
+)
+def test_bad_variable_ends_the_run_with_one_sentence(site: Any, variables: dict[str, Any], words: list[str]) -> None:
+    run = site(variables=variables)
+    assert run.code != 0
+    assert not any(run.changed.values())
+    assert all(word in sentence(run) for word in words), run.output
+
+
+def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory: Any) -> None:
+    cache1 = inventory.host("cache1")
+    # The firewall of the host itself: SSH does not answer for a while.
+    cache1.check_output(
+        "nft add table inet outage && nft 'add chain inet outage in { type filter hook input priority -10; }'"
+        " && systemd-run --on-active=75 nft delete table inet outage && nft add rule inet outage in tcp dport 22 ct state new drop"
+    )
+    run = site("--ssh-extra-args=-o ControlPath=none -o ConnectTimeout=5", variables={"redis_maxmemory": "110mb"})
+    assert run.code != 0
+    assert "cache1" in run.output
+    assert "unreachable" in run.output.lower()
+    assert not any(run.changed.values()), run.output
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((inventory.address("cache1"), 22), timeout=2).close()
+            break
+        except OSError:
+            time.sleep(2)
+
+
+def test_hostile_secrets_pass_every_sink(site: Any, inventory: Any, client: Any) -> None:
+    variables = inventory.variables("server1")
+    hostile = {
+        kind: {name: f"{name} {secret}" for name, secret in zip(variables[kind], HOSTILE, strict=False)}
+        for kind in ("timescaledb_passwords", "redis_passwords")
+    }
+    # A token travels in a header: visible ASCII.
+    hostile["gateway_tokens"] = {"reader": "r$HOME%41,\"'#{{x}}\\=/+~", "writer": "w;drop|table&1e5:true!"}
+    expected = client.read([CLOSE], ["GOOG.US", "SP500"])
+    unsafe = {kind: {name: {"__ansible_unsafe": text} for name, text in secrets.items()} for kind, secrets in hostile.items()}
+    run = site(variables=unsafe, inventories=(GROWN,))
+    assert run.code == 0, run.output
+    client.token = hostile["gateway_tokens"]["reader"]
+    assert client.read([CLOSE], ["GOOG.US", "SP500"]) == expected
+    assert inventory.host("pipeline1").run("systemctl start feature-pipeline").rc == 0
+    second = site(variables=unsafe, inventories=(GROWN,))
+    assert set(second.changed.values()) == {0}, second.output
+    for secrets in hostile.values():
+        assert not [name for name, secret in secrets.items() if secret in run.output + second.output]
