@@ -5,5 +5,5 @@ SELECT EXISTS (
         current_setting('config_file'),
         regexp_replace(current_setting('config_file'), '[^/]+$', 'conf.d/larder.conf')
     ]) AS file
-    WHERE (pg_stat_file(file)).modification >= date_trunc('second', pg_conf_load_time())
+    WHERE (pg_stat_file(file)).modification > pg_conf_load_time()
 ) OR EXISTS (SELECT FROM pg_settings WHERE pending_restart) AS pending
