@@ -1,0 +1,110 @@
+"""The command line: quick, one sentence where something is wrong, an exit code that means something."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import larder as larder_package
+from larder.apply import fingerprint
+from larder.cli import main
+from larder.credentials import Credentials
+from larder.errors import ConfigError
+
+
+@pytest.fixture
+def credentials(tmp_path):
+    def write(feature_store):
+        (tmp_path / "feature_store.yaml").write_text(feature_store)
+        (tmp_path / "load_url").write_text("postgresql://u:se%zzcret@h/db\n")
+        return tmp_path
+
+    return write
+
+
+def larder(*arguments, env=None):
+    return CliRunner().invoke(main, list(map(str, arguments)), env=env or {"CREDENTIALS_DIRECTORY": ""})
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in sorted(main.commands))])
+def test_help_tells_the_exit_codes(command):
+    result = larder(*command, "--help")
+    assert result.exit_code == 0
+    assert "4  another one is running" in result.output
+
+
+def test_help_waits_for_no_heavy_import():
+    heavy = "{'feast', 'pandas', 'talib', 'pyarrow', 'numpy'}"
+    code = f"import sys, larder.cli; sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(larder_package.__file__).parents[1])}
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["load", "."], 2, "No credentials: give --credentials DIR"),
+        (["--credentials", "/nowhere", "load", "."], 2, "/nowhere is not a directory"),
+        (["run", "--stages", "lode"], 2, "it may hold load, compute, materialize"),
+        (["materialize", "--days", "0"], 2, "--days"),
+        (["load", "/nowhere.csv"], 2, "does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, code, says):
+    result = larder(*arguments)
+    assert result.exit_code == code
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_log_level_that_is_none_is_told():
+    result = larder("load", ".", env={"LARDER_LOG_LEVEL": "loud"})
+    assert result.exit_code == 2
+    assert "debug, info, warning, error" in result.output
+
+
+def test_a_url_that_cannot_be_parsed_is_not_shown(credentials):
+    result = larder("--credentials", credentials("project: x"), "load", ".")
+    assert result.exit_code == 2
+    assert "The PostgreSQL URL of load is not valid" in result.output
+    assert "cret" not in result.output
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 'secret", "- secret", "project: x\nregistry: secret", "project: x\nregistry: {path: secret.db}"]
+)
+def test_a_feature_store_that_cannot_be_used_is_not_shown(credentials, text):
+    with pytest.raises(ConfigError) as caught:
+        _ = Credentials(credentials(text)).registry_url
+    assert "secret" not in caught.value.message
+
+
+def test_the_registry_url_is_read_as_feast_reads_it(credentials, monkeypatch):
+    monkeypatch.setenv("HOST", "db.example")
+    directory = credentials(
+        "project: x\nregistry: {path: 'postgresql+psycopg://u:p%40@$HOST/feast?options=-csearch_path%3Dr'}"
+    )
+    assert Credentials(directory).registry_url == "postgresql://u:p%40@db.example/feast?options=-csearch_path%3Dr"
+
+
+def test_the_fingerprint_follows_what_feast_reads(tmp_path):
+    (tmp_path / "views.py").write_text("a = 1")
+    first = fingerprint(tmp_path)
+    (tmp_path / "notes.md").write_text("nothing to Feast")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/x.py").write_text("hidden")
+    assert fingerprint(tmp_path) == first
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/more.py").write_text("b = 1")
+    second = fingerprint(tmp_path)
+    assert second != first
+    (tmp_path / "sub/more.py").rename(tmp_path / "sub/other.py")
+    assert fingerprint(tmp_path) not in (first, second)
+
+
+def test_a_repository_without_definitions_would_delete_all_and_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no feature definitions"):
+        fingerprint(tmp_path)
