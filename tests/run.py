@@ -69,7 +69,7 @@ def lint() -> list[list[str]]:
 
 
 def unit() -> list[list[str]]:
-    return [["pytest", "-q", "-p", "no:cacheprovider", "tests"]]
+    return [["pytest", "-q", "-p", "no:cacheprovider", "tests/unit"]]
 
 
 def molecule(scenario: str) -> Callable[[], list[list[str]]]:
