@@ -35,7 +35,7 @@ SPELLINGS = {
 }
 OPTIONAL = ("adjusted_close", "symbol")
 NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 1 << 20  # pyarrow reads several ahead
 BATCH_ROWS = 1 << 16
 Dates = npt.NDArray[np.datetime64]
 LARGEST_VOLUME = 2.0**53  # up to here a float64 counts every share

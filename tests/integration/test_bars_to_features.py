@@ -157,6 +157,16 @@ def test_an_incremental_run_equals_a_full_one(url, tmp_path, n, seed, data):
     assert ask(url, "SELECT count(*) FROM features.price_action WHERE symbol = %s", symbol) == [(n,)]
 
 
+def test_two_corrections_before_a_compute_count_from_the_earlier(url, tmp_path):
+    rows = lines(60)
+    load(url, [write(tmp_path / "A.csv", rows)])
+    compute(url)
+    for i in (10, 40):
+        load(url, [write(tmp_path / "A.csv", [rows[i].split(",")[0] + ",100,101,99,100,5"])])
+    compute(url)
+    assert compute(url, full=True) == 0
+
+
 def test_values_are_null_where_the_history_is_short(url, tmp_path):
     load(url, [write(tmp_path / "A.csv", lines(30))])
     compute(url)
