@@ -32,14 +32,14 @@ class Gateway:
         self._tokens = tokens
 
     def post(self, path: str, body: Any, role: str = "reader") -> tuple[int, Any]:
-        """Send JSON as a role; return the status and the JSON of the answer."""
+        """Send JSON as a role; return the status and the answer's JSON, None where it is empty."""
         headers = {"Authorization": f"Bearer {self._tokens[role]}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
+                return answer.status, json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            return error.code, json.loads(error.read() or "null")
 
     def read(self, symbols: list[str], **features: Any) -> dict[str, dict[str, Served]]:
         """Read features=[...] or feature_service="..."; return them by symbol and name."""

@@ -19,6 +19,8 @@ OF_THE_FIRST_BAR = {
     *oracle.VIEWS["ohlcv_features"],
     *("obv", "price_range", "body_size", "upper_shadow", "lower_shadow", "is_green_candle"),
 }
+# Value and event time of what is not there. Its status says PRESENT: Feast's Redis store cannot tell (0.67).
+NOTHING = (None, datetime.fromtimestamp(0, UTC))
 PUSHED = ["GOOG.US", "PUSHED.ONLY"]
 # Prints the status of a POST that is refused.
 ASK = """
@@ -157,9 +159,9 @@ def test_training_and_serving_agree_to_the_last_bit(symbol, served, history, bar
     assert {name: feature.value for name, feature in served[symbol].items()} == trained
 
 
-def test_an_unknown_symbol_is_not_found_and_disturbs_no_other(gateway, served):
+def test_an_unknown_symbol_is_null_and_disturbs_no_other(gateway, served):
     answer = gateway.read(["NO.SUCH", "EURUSD"], features=oracle.REFERENCES)
-    assert {(feature.value, feature.status) for feature in answer["NO.SUCH"].values()} == {(None, "NOT_FOUND")}
+    assert {(feature.value, feature.event_timestamp) for feature in answer["NO.SUCH"].values()} == {NOTHING}
     assert answer["EURUSD"] == served["EURUSD"]
 
 
@@ -203,7 +205,7 @@ def test_price_change_is_computed_when_it_is_read(gateway, quotes):
 def test_a_pushed_quote_changes_no_daily_feature(gateway, served):
     answer = gateway.read(PUSHED, features=oracle.REFERENCES)
     assert answer["GOOG.US"] == served["GOOG.US"]
-    assert {(feature.value, feature.status) for feature in answer["PUSHED.ONLY"].values()} == {(None, "NOT_FOUND")}
+    assert {(feature.value, feature.event_timestamp) for feature in answer["PUSHED.ONLY"].values()} == {NOTHING}
 
 
 def test_a_pushed_quote_is_a_row_of_the_offline_store(host_named, quotes):
