@@ -170,7 +170,8 @@ def mfi(typical: Series, volume: Series, n: int = 14) -> Series:
 def engulfing(open_: Series, close: Series) -> Series:
     """100 where a white body engulfs the black one before it, -100 where a black one engulfs a white one, else 0.
 
-    White is C >= O. Where the bodies share one end, it is 80 or -80. TA-Lib answers from the third bar on.
+    White is C >= O. The bodies may share one end but not both; TA-Lib's 80 and -80 for that are 100 and -100 here. TA-Lib
+    answers from the third bar on.
     """
 
     def pattern(o1: float, c1: float, o2: float, c2: float) -> float:
@@ -178,8 +179,7 @@ def engulfing(open_: Series, close: Series) -> Series:
         inner, outer = sorted((o1, c1)), sorted((o2, c2))
         if white == was_white or inner == outer or outer[0] > inner[0] or outer[1] < inner[1]:
             return 0.0
-        strength = 100.0 if outer[0] < inner[0] and outer[1] > inner[1] else 80.0
-        return strength if white else -strength
+        return 100.0 if white else -100.0
 
     bodies = list(zip(open_, close, strict=True))
     return [NAN, NAN, *(pattern(*bodies[t - 1], *bodies[t]) for t in range(2, len(bodies)))][: len(bodies)]

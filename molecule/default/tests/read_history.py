@@ -17,5 +17,5 @@ entities = pd.DataFrame(
     {"symbol": request["symbol"], "event_timestamp": pd.to_datetime(request["event_timestamp"], utc=True)}
 )
 rows = store.get_historical_features(entities, request["features"]).to_df().astype(object)
-rows["event_timestamp"] = [instant.isoformat() for instant in rows["event_timestamp"]]
+rows["event_timestamp"] = [instant.isoformat() for instant in pd.to_datetime(rows["event_timestamp"], utc=True)]
 json.dump(rows.where(rows.notna(), None).to_dict("records"), sys.stdout)
