@@ -170,8 +170,8 @@ def mfi(typical: Series, volume: Series, n: int = 14) -> Series:
 def engulfing(open_: Series, close: Series) -> Series:
     """100 where a white body engulfs the black one before it, -100 where a black one engulfs a white one, else 0.
 
-    White is C >= O. The bodies may share one end but not both; TA-Lib's 80 and -80 for that are 100 and -100 here. TA-Lib
-    answers from the third bar on.
+    White is C >= O. The bodies may share one end but not both; TA-Lib's 80 and -80 for that are 100 and -100 here.
+    TA-Lib answers from the third bar on.
     """
 
     def pattern(o1: float, c1: float, o2: float, c2: float) -> float:
