@@ -38,7 +38,7 @@ def url():
             for table in TABLES["tables"]:
                 columns = [
                     f"{c['name']} {c['type']}"
-                    + ("" if c.get("null", True) else " NOT NULL")
+                    + ("" if c.get("nullable", True) else " NOT NULL")
                     + (f" DEFAULT {c['default']}" if "default" in c else "")
                     for c in table["columns"]
                 ]

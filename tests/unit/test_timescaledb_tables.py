@@ -22,7 +22,7 @@ ROLES = {"load": "feast_load", "train": "feast_train"}
 def bars(**changes):
     """Return a sound declaration, as AnsibleModule hands it over, with changes."""
     columns = [
-        {"name": name, "type": type_, "null": False, "default": None}
+        {"name": name, "type": type_, "nullable": False, "default": None}
         for name, type_ in (("symbol", "text"), ("at", "timestamptz"), ("close", "real"))
     ]
     return {

@@ -76,7 +76,7 @@ options:
             description: PostgreSQL's type.
             type: str
             required: true
-          "null":
+          nullable:
             description: Whether the column may be empty.
             type: bool
             default: true
@@ -144,8 +144,8 @@ EXAMPLES = r"""
     tables:
       - name: market_data.ohlcv_daily
         columns:
-          - {name: symbol, type: text, "null": false}
-          - {name: event_timestamp, type: timestamptz, "null": false}
+          - {name: symbol, type: text, nullable: false}
+          - {name: event_timestamp, type: timestamptz, nullable: false}
           - {name: close, type: double precision}
         primary_key: [symbol, event_timestamp]
         hypertable: {time_column: event_timestamp, chunk_interval: 365 days}
@@ -346,7 +346,7 @@ def check_declaration(
 
 def column_clause(table: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     hypertable = table["hypertable"]
-    not_null = not column["null"] or (hypertable and column["name"] == hypertable["time_column"])
+    not_null = not column["nullable"] or (hypertable and column["name"] == hypertable["time_column"])
     clause = f"{identifier(column['name'])} {column['type']}"
     if column["default"] is not None:
         clause += f" DEFAULT {column['default']}"
@@ -675,7 +675,7 @@ def main() -> None:
     column = {
         "name": {"type": "str", "required": True},
         "type": {"type": "str", "required": True},
-        "null": {"type": "bool", "default": True},
+        "nullable": {"type": "bool", "default": True},
         "default": {"type": "str"},
     }
     table = {

@@ -7,11 +7,11 @@ import pytest
 DECLARED = {
     "name": "lab.samples",
     "columns": [
-        {"name": "symbol", "type": "text", "null": False},
-        {"name": "event_timestamp", "type": "timestamptz", "null": False},
+        {"name": "symbol", "type": "text", "nullable": False},
+        {"name": "event_timestamp", "type": "timestamptz", "nullable": False},
         {"name": "value", "type": "float8", "default": "0"},
         {"name": "source", "type": "text"},
-        {"name": "checked", "type": "boolean", "null": False, "default": "false"},
+        {"name": "checked", "type": "boolean", "nullable": False, "default": "false"},
     ],
     "primary_key": ["symbol", "event_timestamp"],
     "hypertable": {"time_column": "event_timestamp", "chunk_interval": "7 days"},
@@ -110,9 +110,9 @@ def test_lossy_changes_are_refused_by_name_and_nothing_is_changed(playbook, samp
         "columns": [
             symbol,
             time,
-            {"name": "value", "type": "numeric", "null": False},
+            {"name": "value", "type": "numeric", "nullable": False},
             source,
-            {"name": "weight", "type": "int", "null": False},
+            {"name": "weight", "type": "int", "nullable": False},
             {"name": "fine", "type": "int"},
         ],
         "primary_key": ["event_timestamp", "symbol"],
