@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".larder"
 LOGS = STATE / "test"
 VENV = STATE / "test-venv"
+LOCK = ROOT / "tests/requirements.txt"
 # Two scenarios side by side keep two cores busy; the longest start first.
 LANES = 2
 LONGEST_FIRST = ("default", "repository", "feature_server", "gateway", "pipeline", "timescaledb", "feast")
@@ -42,14 +43,13 @@ def tracked(*patterns: str) -> list[str]:
 
 def environment() -> None:
     """Make the environment of the unit tests: the controller's and the hosts' packages together, every hash checked."""
-    lock = (ROOT / "tests/requirements.txt").read_text()
+    lock = LOCK.read_text()
     stamp = VENV / ".lock"
     if stamp.exists() and stamp.read_text() == lock:
         return
     subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, VENV], check=True)
     subprocess.run(
-        ["uv", "pip", "install", "--quiet", "--system-certs", "--python", VENV / "bin/python", "--require-hashes"]
-        + ["--requirements", ROOT / "tests/requirements.txt"],
+        ["uv", "pip", "install", "--quiet", "--system-certs", "--require-hashes", "--python", VENV, "-r", LOCK],
         check=True,
     )
     stamp.write_text(lock)

@@ -31,8 +31,7 @@ class Bar(NamedTuple):
 
 def read(path: Path) -> Iterator[tuple[str, Bar]]:
     """Yield (time as written, bar) of a CSV file whose first column is the time."""
-    text = gzip.open(path, "rt") if path.suffix == ".gz" else path.open(newline="")
-    with text as file:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(newline="") as file:
         for row in csv.DictReader(file):
             time = next(iter(row.values()))
             prices = [float(row[name]) for name in ("Open", "High", "Low", "Close")]

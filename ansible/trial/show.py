@@ -52,7 +52,8 @@ def table(answer: dict[str, Any]) -> str:
     for row, symbol in enumerate(symbols):
         values = [column["values"][row] for column in columns.values()]
         if None in values:
-            sys.exit(f"larder: {symbol} has no value for {list(columns)[values.index(None)]}; see `larder status` on pipeline1")
+            name = list(columns)[values.index(None)]
+            sys.exit(f"larder: {symbol} has no value for {name}; `larder status` on pipeline1 says more")
         lines.append(f"{symbol:<10}{newest[row][:10]:<12}" + "".join(f"{value:>16.6f}" for value in values))
     return "\n".join(lines)
 
@@ -65,7 +66,8 @@ def main() -> None:
     timed = [read(url, token) for _ in range(REQUESTS)]
     milliseconds = sorted(duration for _, duration in timed)
     print(f"\n{table(timed[-1][0])}\n")
-    print(f"{len(SYMBOLS)} symbols x {len(FEATURES)} features in {milliseconds[REQUESTS // 2]:.1f} ms (median of {REQUESTS}) from {url}")
+    median = milliseconds[REQUESTS // 2]
+    print(f"{len(SYMBOLS)} symbols x {len(FEATURES)} features in {median:.1f} ms (median of {REQUESTS}) from {url}")
     print(f"""
 Try next, after `. .venv/bin/activate`:
 

@@ -7,8 +7,8 @@ module: systemd_credential
 short_description: Keep a systemd encrypted credential
 description:
   - Encrypts a secret with the host's key, so that only this host's root and the services that load it can read it.
-  - Unlike C(community.general.systemd_creds_encrypt) it compares first - a credential that already decrypts to the wanted
-    content is left alone - and neither the content nor its ciphertext is in the result.
+  - Unlike C(community.general.systemd_creds_encrypt) it compares first - a credential that already decrypts to the
+    wanted content is left alone - and neither the content nor its ciphertext is in the result.
 options:
   name:
     description: Name to which the credential is bound; the one that a unit's C(LoadCredentialEncrypted=) gives.
@@ -45,31 +45,30 @@ path:
   returned: always
 """
 
-import os  # noqa: E402 - the documentation stands first, as Ansible asks
+from pathlib import Path  # noqa: E402 - the documentation stands first, as Ansible asks
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 
-def decrypted(module: AnsibleModule, name: str, path: str) -> str | None:
+def decrypted(module: AnsibleModule, name: str, path: Path) -> str | None:
     """Return what the credential holds, or None where it is missing or this host's key cannot open it."""
-    if not os.path.exists(path):
+    if not path.exists():
         return None
-    rc, out, _ = module.run_command(["systemd-creds", "decrypt", f"--name={name}", path, "-"])
+    rc, out, _ = module.run_command(["systemd-creds", "decrypt", f"--name={name}", str(path), "-"])
     return out if rc == 0 else None
 
 
-def encrypt(module: AnsibleModule, name: str, path: str, content: str) -> None:
+def encrypt(module: AnsibleModule, name: str, path: Path, content: str) -> None:
     """Write the encrypted content at once: a reader sees the old file or the new one."""
     rc, out, err = module.run_command(
         ["systemd-creds", "encrypt", "--with-key=host", f"--name={name}", "-", "-"], data=content, binary_data=True
     )
     if rc != 0:
         module.fail_json(msg=f"systemd-creds could not encrypt {name}: {err.strip()}")
-    temporary = os.path.join(module.tmpdir, "credential")
-    with open(temporary, "w", encoding="ascii") as file:
-        file.write(out)
-    os.chmod(temporary, 0o600)
-    module.atomic_move(temporary, path)
+    temporary = Path(module.tmpdir, "credential")
+    temporary.write_text(out, encoding="ascii")
+    temporary.chmod(0o600)
+    module.atomic_move(str(temporary), str(path))
 
 
 def main() -> None:
@@ -83,17 +82,17 @@ def main() -> None:
         required_if=[("state", "present", ["content"])],
         supports_check_mode=True,
     )
-    name, path, content = module.params["name"], module.params["path"], module.params["content"]
+    name, path, content = module.params["name"], Path(module.params["path"]), module.params["content"]
     if module.params["state"] == "absent":
-        changed = os.path.exists(path)
+        changed = path.exists()
         if changed and not module.check_mode:
-            os.unlink(path)
+            path.unlink()
     else:
         changed = decrypted(module, name, path) != content
         if changed and not module.check_mode:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             encrypt(module, name, path, content)
-    module.exit_json(changed=changed, path=path)
+    module.exit_json(changed=changed, path=str(path))
 
 
 if __name__ == "__main__":

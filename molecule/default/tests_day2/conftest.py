@@ -34,7 +34,9 @@ class Run(NamedTuple):
         """Return the number of changed tasks by host, from the recap."""
         recap = self.output.rpartition("PLAY RECAP")[2]
         lines = [line.split() for line in recap.splitlines() if "changed=" in line]
-        return {words[0]: int(next(word for word in words if word.startswith("changed=")).split("=")[1]) for words in lines}
+        return {
+            words[0]: int(next(word for word in words if word.startswith("changed=")).split("=")[1]) for words in lines
+        }
 
 
 @pytest.fixture(scope="session")

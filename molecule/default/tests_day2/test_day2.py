@@ -47,7 +47,9 @@ def test_check_and_diff_show_the_change_and_no_secret(site: Any, starts: Any, in
     before = starts()
     changes = {
         "redis_maxmemory": "100mb",
-        "redis_passwords": {name: f"canary-{name}-0123456789" for name in ("serve", "push", "materialize", "monitor", "admin")},
+        "redis_passwords": {
+            name: f"canary-{name}-0123456789" for name in ("serve", "push", "materialize", "monitor", "admin")
+        },
         "gateway_tokens": {"reader": "canary-reader-0123456789", "writer": "canary-writer-0123456789"},
     }
     run = site("--check", "--diff", "-vv", variables=changes)
@@ -60,7 +62,7 @@ def test_check_and_diff_show_the_change_and_no_secret(site: Any, starts: Any, in
     assert starts() == before
 
 
-def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any, inventory: Any) -> None:
+def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any) -> None:
     before = starts()
     run = site("--limit", "cache1", "--tags", "redis", variables={"redis_maxmemory": "100mb"})
     assert run.code == 0, run.output
@@ -69,9 +71,7 @@ def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any, inv
     assert starts() == before  # a live change
 
 
-def test_new_view_and_new_host_join_while_a_client_reads(
-    site: Any, starts: Any, watched: Any, inventory: Any, tmp_path: Path
-) -> None:
+def test_new_view_and_new_host_join_while_a_client_reads(site: Any, starts: Any, watched: Any, tmp_path: Path) -> None:
     repository = tmp_path / "feature_repo"
     shutil.copytree(ROOT / "feature_repo", repository, ignore=shutil.ignore_patterns("__pycache__"))
     (repository / "candle_shape.py").write_text(
@@ -154,7 +154,8 @@ def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory:
     # The firewall of the host itself: SSH does not answer for a while.
     cache1.check_output(
         "nft add table inet outage && nft 'add chain inet outage in { type filter hook input priority -10; }'"
-        " && systemd-run --on-active=75 nft delete table inet outage && nft add rule inet outage in tcp dport 22 ct state new drop"
+        " && systemd-run --on-active=75 nft delete table inet outage"
+        " && nft add rule inet outage in tcp dport 22 ct state new drop"
     )
     run = site("--ssh-extra-args=-o ControlPath=none -o ConnectTimeout=5", variables={"redis_maxmemory": "110mb"})
     assert run.code != 0
@@ -179,7 +180,9 @@ def test_hostile_secrets_pass_every_sink(site: Any, inventory: Any, client: Any)
     # A token travels in a header: visible ASCII.
     hostile["gateway_tokens"] = {"reader": "r$HOME%41,\"'#{{x}}\\=/+~", "writer": "w;drop|table&1e5:true!"}
     expected = client.read([CLOSE], ["GOOG.US", "SP500"])
-    unsafe = {kind: {name: {"__ansible_unsafe": text} for name, text in secrets.items()} for kind, secrets in hostile.items()}
+    unsafe = {
+        kind: {name: {"__ansible_unsafe": text} for name, text in secrets.items()} for kind, secrets in hostile.items()
+    }
     run = site(variables=unsafe, inventories=(GROWN,))
     assert run.code == 0, run.output
     client.token = hostile["gateway_tokens"]["reader"]

@@ -20,9 +20,8 @@ def test_what_the_repository_lost_is_gone_from_the_registry(host: Host) -> None:
 
 
 def test_configuration_follows_the_variables(host: Host) -> None:
-    config = host.check_output(
-        "systemd-creds decrypt --name=feature_store.yaml /etc/credstore.encrypted/pipeline.feature_store.yaml - | grep ttl"
-    )
+    path = "/etc/credstore.encrypted/pipeline.feature_store.yaml"
+    config = host.check_output(f"systemd-creds decrypt --name=feature_store.yaml {path} - | grep ttl")
     assert "cache_ttl_seconds: 5" in config
     assert "key_ttl_seconds: 1000000" in config
 

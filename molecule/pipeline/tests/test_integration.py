@@ -1,4 +1,4 @@
-"""The package's own integration tests, run on the host against its TimescaleDB, with the Python that the pipeline uses."""
+"""The package's own integration tests, run on the host: its TimescaleDB, its Python, its packages."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def close_of(inventory: Any, symbol: str) -> tuple[float | None, float | None]:
     script = (
         "import os, pathlib; from feast import FeatureStore;"
         "s = FeatureStore(fs_yaml_file=pathlib.Path(os.environ['CREDENTIALS_DIRECTORY'], 'feature_store.yaml'));"
-        f"a = s.get_online_features(['ohlcv_features:close', 'technical_indicators_ma:sma_5'], [dict(symbol='{symbol}')]).to_dict();"
+        "f = ['ohlcv_features:close', 'technical_indicators_ma:sma_5'];"
+        f"a = s.get_online_features(f, [dict(symbol='{symbol}')]).to_dict();"
         "print('values', a['close'][0], a['sma_5'][0])"
     )
     command = (
@@ -64,7 +65,7 @@ def test_bars_are_served_after_a_run(inventory: Any, host: Host) -> None:
 
 
 def test_late_bar_arrives(inventory: Any, host: Host) -> None:
-    # Yesterday's bar, stamped 00:00, comes after a run whose window ended today: materialize-incremental would never see it.
+    # Yesterday's bar, stamped 00:00, comes after a run that ended today: materialize-incremental would never see it.
     bring(inventory, "AAA.csv", *(bar(days, 100 + days) for days in range(10, 1, -1)), bar(1, 200))
     run(host)
     assert close_of(inventory, "AAA")[0] == 200.0
@@ -78,7 +79,12 @@ def test_corrected_bar_reaches_redis_although_its_timestamp_is_the_same(inventor
 
 def test_correction_in_the_middle_changes_what_depends_on_it(inventory: Any, host: Host) -> None:
     before = close_of(inventory, "AAA")[1]
-    bring(inventory, "AAA.csv", *(bar(days, 100 + days + (5 if days == 3 else 0)) for days in range(10, 1, -1)), bar(1, 210))
+    bring(
+        inventory,
+        "AAA.csv",
+        *(bar(days, 100 + days + (5 if days == 3 else 0)) for days in range(10, 1, -1)),
+        bar(1, 210),
+    )
     run(host)
     after = close_of(inventory, "AAA")[1]
     assert before is not None
@@ -124,7 +130,9 @@ def test_three_starts_at_once_are_one_run(host: Host) -> None:
 
 
 def test_manual_run_beside_another_is_refused_with_its_own_exit_code(host: Host) -> None:
-    result = host.run(f"systemctl start --no-block {UNIT}; sleep 2; larder run; code=$?; systemctl start {UNIT}; exit $code")
+    result = host.run(
+        f"systemctl start --no-block {UNIT}; sleep 2; larder run; code=$?; systemctl start {UNIT}; exit $code"
+    )
     assert result.rc == 4, result.stderr
 
 
@@ -142,7 +150,11 @@ def test_failed_run_fails_the_unit_and_the_next_recovers(host: Host) -> None:
 
 
 def test_cron_starts_it_daily_and_after_a_missed_night(host: Host) -> None:
-    lines = [line for line in host.file("/etc/cron.d/feature-pipeline").content_string.splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in host.file("/etc/cron.d/feature-pipeline").content_string.splitlines()
+        if not line.startswith("#")
+    ]
     assert [line.split(" root ")[0] for line in lines] == ["0 2 * * *", "@reboot"]
     assert host.service("cron").is_running
     assert host.service("cron").is_enabled

@@ -41,11 +41,12 @@ def test_run_past_its_deadline_is_ended_and_the_next_one_recovers(host: Host) ->
         "systemd-run --unit=lock --uid=postgres psql -d feast"
         " -c 'BEGIN; LOCK TABLE market_data.pending_compute IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)'"
     )
-    host.check_output(f"mkdir -p /run/systemd/system/{UNIT}.d && printf '[Service]\\nTimeoutStartSec=8s\\n' > /run/systemd/system/{UNIT}.d/short.conf")
+    drop_in = f"/run/systemd/system/{UNIT}.d"
+    host.check_output(f"mkdir -p {drop_in} && printf '[Service]\\nTimeoutStartSec=8s\\n' > {drop_in}/short.conf")
     host.check_output("systemctl daemon-reload")
     try:
         assert host.run(f"systemctl start {UNIT}").rc != 0
         assert "timeout" in host.check_output(f"systemctl show {UNIT} -p Result")
     finally:
-        host.check_output(f"rm -r /run/systemd/system/{UNIT}.d; systemctl daemon-reload; systemctl stop lock")
+        host.check_output(f"rm -r {drop_in}; systemctl daemon-reload; systemctl stop lock")
     assert host.run(f"systemctl start {UNIT}").rc == 0

@@ -36,7 +36,9 @@ def test_values_of_another_entity_are_served(inventory: Any) -> None:
 
 def test_nothing_of_larders_own_features_was_created(inventory: Any) -> None:
     host = inventory.host("single1")
-    tables = host.check_output("runuser -u postgres -- psql -At -d feast -c \"SELECT hypertable_name FROM timescaledb_information.hypertables\"")
+    tables = host.check_output(
+        'runuser -u postgres -- psql -At -d feast -c "SELECT hypertable_name FROM timescaledb_information.hypertables"'
+    )
     assert tables.split() == ["account_limits"]
     assert "ohlcv" not in host.check_output("feast feature-views list")
 

@@ -22,7 +22,7 @@ def command(pytestconfig: pytest.Config) -> list[str]:
 
 
 def run_until(command: list[str], tasks: int) -> int | None:
-    """Kill a run, and all that it started here, when so many tasks have begun; return its exit code if it ended before."""
+    """Kill a run when so many tasks have begun; return its exit code if it ended before."""
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -44,5 +44,13 @@ def test_killed_runs_are_finished_by_the_next(command: list[str], inventory: Any
     host = inventory.host("soak1")
     assert host.check_output("systemctl is-system-running") == "running"
     assert "ohlcv_features" in host.check_output("feast feature-views list")
-    for unit in ("postgresql@17-main", "redis-server", "feature-server@1", "feature-server@2", "push-server@1", "haproxy", "cron"):
+    for unit in (
+        "postgresql@17-main",
+        "redis-server",
+        "feature-server@1",
+        "feature-server@2",
+        "push-server@1",
+        "haproxy",
+        "cron",
+    ):
         assert host.service(unit).is_running, unit
