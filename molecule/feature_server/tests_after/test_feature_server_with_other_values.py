@@ -9,11 +9,11 @@ UNITS = {"feature-server@1": 6566, "feature-server@2": 6567, "push-server@1": 65
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_instance_runs_with_the_new_values(server, unit):
-    assert server.ask(UNITS[unit], "/ready").json["status"] == "ready"
-    memory = (
-        f"/sys/fs/cgroup/system.slice/system-{unit.split('@')[0].replace('-', chr(92) + 'x2d')}.slice/{unit}.service"
-    )
-    assert server.host.file(f"{memory}/memory.max").content_string.strip() == str(900 * 2**20)
+    unit_now = server.host.check_output(f"systemctl show --property=MemoryMax,Environment {unit}")
+    assert f"MemoryMax={900 * 2**20}" in unit_now
+    running = server.ask(UNITS[unit], "/ready").json
+    assert running["status"] == "ready"
+    assert f"LARDER_REVISION={running['revision']} " in unit_now
 
 
 def test_an_instance_that_is_not_wanted_is_gone(server):
