@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from larder import db, feast_store
+from larder import db, definitions, feast_store
 from larder.credentials import Credentials
 from larder.errors import BusyError, ConfigError, LarderError
 from larder.log import event, logger
@@ -66,7 +66,10 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
 
 
 def due(credentials: Credentials) -> bool:
-    """Whether the repository was applied since the last successful run of the pipeline began."""
+    """Whether the repository was applied, or features were defined anew, since the last successful run of the pipeline."""
+    with db.connect(credentials.pipeline_url, "due") as connection:
+        if definitions.changed(connection):
+            return True
     with db.connect(credentials.registry_url, "due") as connection:
         if connection.execute("SELECT to_regclass('larder_apply')").fetchall()[0][0] is None:
             return False

@@ -13,7 +13,7 @@ import pyarrow.csv
 from psycopg import sql
 from tqdm import tqdm
 
-from larder import db
+from larder import db, definitions
 from larder.indicators import INTEGERS, VIEWS, Array, Bars
 from larder.indicators import compute as features_of
 from larder.log import event
@@ -46,9 +46,13 @@ ON CONFLICT (symbol) DO UPDATE SET since = least(pending.since, excluded.since),
 
 
 def compute(url: str, *, full: bool = False) -> int:
-    """Recompute every symbol with a pending change, or with `full` all; returns the number of feature rows written."""
+    """Recompute every symbol with a pending change; returns the number of feature rows written.
+
+    With `full`, and where the definitions of the features have changed, every symbol is recomputed.
+    """
     written = 0
     with db.connect(url, "compute") as connection:
+        full = full or definitions.changed(connection)
         for view, names in VIEWS.items():
             types = ", ".join(f"{name} {'bigint' if name in INTEGERS else 'float8'}" for name in names)
             columns = sql.SQL(f"symbol text, event_timestamp timestamptz, {types}")
@@ -67,6 +71,7 @@ def compute(url: str, *, full: bool = False) -> int:
                 written += count
                 progress.update(len(group))
                 event("computed", symbols=len(group), rows=count, seconds=monotonic() - started)
+        definitions.note(connection)
     return written
 
 

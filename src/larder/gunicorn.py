@@ -13,6 +13,8 @@ workers = int(os.environ["LARDER_WORKERS"])
 # The first instance listens on this port, the others follow.
 bind = f"{os.environ['LARDER_ADDRESS']}:{int(os.environ['LARDER_PORT']) + int(os.environ['LARDER_INSTANCE']) - 1}"
 
+loglevel = os.environ.get("LARDER_LOG_LEVEL", "info")
+
 # A recycled worker resets connections.
 max_requests = 0
 control_socket_disable = True

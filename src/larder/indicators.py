@@ -1,4 +1,4 @@
-"""The 42 features of the six daily views, each defined in one line (FEATURES.md is the specification).
+"""The 42 features of the six daily views, each defined in one line (docs/features.md describes them).
 
 Every function takes a symbol's whole history, oldest bar first, and gives one float64 per bar: NaN where the history is
 still too short or where the definition divides by zero. TA-Lib's recursive indicators (EMA, RSI, ATR, MACD) depend on

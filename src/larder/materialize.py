@@ -5,8 +5,8 @@ So a window that ends now is materialized each time. Redis would still skip a co
 not newer than what is stored; `skip_dedup: true` in the pipeline's feature_store.yaml writes it. That is right here:
  - every window ends at the database's now(), so that the newest row of an entity in it is the newest row there is, and
    writing it cannot take the store back to an older one;
- - nothing else writes these views: a lock admits one materialization, and views that are fed by push are left out (a
-   push keeps Feast's comparison of timestamps).
+ - one writes at a time: a lock admits one materialization, and views that are fed by push are left out (a push keeps
+   Feast's comparison of timestamps).
 """
 
 from datetime import UTC, datetime, timedelta
