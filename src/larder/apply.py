@@ -66,7 +66,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
 
 
 def due(credentials: Credentials) -> bool:
-    """Whether the repository was applied, or features were defined anew, since the last successful run of the pipeline."""
+    """Whether the repository, or a feature's definition, changed since the last successful run of the pipeline."""
     with db.connect(credentials.pipeline_url, "due") as connection:
         if definitions.changed(connection):
             return True

@@ -161,7 +161,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
 @main.command(epilog=EXIT_CODES)
 @pass_credentials
 def due(credentials: Credentials) -> None:
-    """Say whether the repository, or a feature's definition, changed since the pipeline last ran: `due` or `not due`."""
+    """Say whether the repository, or a definition, changed since the pipeline last ran: `due` or `not due`."""
     from larder.apply import due as run_is_due
 
     click.echo("due" if run_is_due(credentials) else "not due")
