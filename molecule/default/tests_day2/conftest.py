@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -41,24 +42,25 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="session")
 def site(pytestconfig: pytest.Config) -> Callable[..., Run]:
-    """Run site.yml with more arguments; `variables` are extra variables, by file, so that no secret is in argv."""
+    """Run site.yml with more arguments; `variables` are extra variables, by a file of mode 0600: they may be secrets."""
 
     def site(
         *arguments: str, variables: dict[str, Any] | None = None, inventories: tuple[Path, ...] = (), **options: Any
     ) -> Run:
         paths = [ROOT / "molecule/shared/inventory", Path(pytestconfig.getoption("--ansible-inventory")), *inventories]
         command = ["ansible-playbook", *(f"--inventory={path}" for path in paths), "site.yml", *arguments]
-        if variables:
-            command += ["--extra-vars", "@/dev/stdin"]
-        result = subprocess.run(
-            command,
-            cwd=ROOT,
-            input=json.dumps(variables) if variables else "",
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            **options,
-        )
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(variables or {}, file)
+            file.flush()
+            result = subprocess.run(
+                [*command, f"--extra-vars=@{file.name}"],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                **options,
+            )
         return Run(result.returncode, result.stdout)
 
     return site
