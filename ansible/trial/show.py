@@ -69,11 +69,11 @@ def main() -> None:
     median = milliseconds[REQUESTS // 2]
     print(f"{len(SYMBOLS)} symbols x {len(FEATURES)} features in {median:.1f} ms (median of {REQUESTS}) from {url}")
     print(f"""
-Try next, after `. .venv/bin/activate`:
+Try next, after `. .venv/bin/activate && export ANSIBLE_VAULT_PASSWORD_FILE={inventory}/.vault_password`:
 
-  ansible-playbook -i {inventory} --vault-password-file {inventory}/.vault_password site.yml
-  ansible -i {inventory} pipeline -b -a "larder status"
-  ansible-vault view --vault-password-file {inventory}/.vault_password {inventory}/group_vars/all/vault.yml""")
+  ansible-playbook -i {inventory} site.yml                           changes nothing
+  ansible -i {inventory} pipeline -b -a "larder status"              views, rows, ages, latency
+  ansible-vault view {inventory}/group_vars/all/vault.yml            the tokens, for requests of your own""")
 
 
 if __name__ == "__main__":
