@@ -34,8 +34,17 @@ def read(path: Path) -> Iterator[tuple[str, Bar]]:
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(newline="") as file:
         for row in csv.DictReader(file):
             time = next(iter(row.values()))
-            prices = [float(row[name]) for name in ("Open", "High", "Low", "Close")]
-            yield time, Bar(*prices, float(row.get("Adj Close", row["Close"])), int(float(row["Volume"])))
+            yield (
+                time,
+                Bar(
+                    open=float(row["Open"]),
+                    high=float(row["High"]),
+                    low=float(row["Low"]),
+                    close=float(row["Close"]),
+                    adjusted_close=float(row.get("Adj Close", row["Close"])),
+                    volume=int(float(row["Volume"])),
+                ),
+            )
 
 
 def daily(bars: Iterator[tuple[str, Bar]]) -> Iterator[Bar]:

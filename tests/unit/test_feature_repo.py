@@ -67,7 +67,5 @@ def test_there_is_nothing_else(objects):
 def test_every_hypertable_has_the_indexes_that_feast_needs():
     for table in TABLES.values():
         if "hypertable" in table:
-            assert [index["columns"] for index in table["indexes"]] == [
-                ["event_timestamp DESC"],
-                ["symbol", "event_timestamp DESC"],
-            ]
+            assert table["primary_key"][:2] == ["symbol", "event_timestamp"]
+            assert [index["columns"] for index in table["indexes"]] == [["event_timestamp DESC"]]

@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="session")
 def site(pytestconfig: pytest.Config) -> Callable[..., Run]:
-    """Run site.yml with more arguments; `variables` are extra variables, by a file of mode 0600: they may be secrets."""
+    """Run site.yml with more arguments; extra variables go by a file of mode 0600, for they may be secrets."""
 
     def site(
         *arguments: str, variables: dict[str, Any] | None = None, inventories: tuple[Path, ...] = (), **options: Any
