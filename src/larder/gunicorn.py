@@ -14,6 +14,7 @@ workers = int(os.environ["LARDER_WORKERS"])
 bind = f"{os.environ['LARDER_ADDRESS']}:{int(os.environ['LARDER_PORT']) + int(os.environ['LARDER_INSTANCE']) - 1}"
 
 loglevel = os.environ.get("LARDER_LOG_LEVEL", "info")
+accesslog = "-" if loglevel == "debug" else None
 
 # A recycled worker resets connections.
 max_requests = 0
