@@ -67,7 +67,6 @@ def encrypt(module: AnsibleModule, name: str, path: Path, content: str) -> None:
         module.fail_json(msg=f"systemd-creds could not encrypt {name}: {err.strip()}")
     temporary = Path(module.tmpdir, "credential")
     temporary.write_text(out, encoding="ascii")
-    temporary.chmod(0o600)
     module.atomic_move(str(temporary), str(path))
 
 
@@ -92,6 +91,8 @@ def main() -> None:
         if changed and not module.check_mode:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             encrypt(module, name, path, content)
+        if path.exists():  # in check mode it may not
+            changed = module.set_mode_if_different(str(path), 0o600, changed)
     module.exit_json(changed=changed, path=str(path))
 
 
