@@ -57,7 +57,9 @@ def environment() -> None:
 
 def lint() -> list[list[str]]:
     """Return the commands that must find nothing."""
-    scripts = [name for name in tracked() if (ROOT / name).read_bytes()[:9] in (b"#!/bin/sh", b"#!/bin/ba")]
+    scripts = [
+        name for name in tracked() if not name.endswith(".j2") and (ROOT / name).read_bytes().startswith(b"#!/bin/sh")
+    ]
     return [
         ["yamllint", "--strict", "."],
         ["ruff", "check", "."],
