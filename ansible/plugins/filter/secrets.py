@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 
 def _escape(value: str, unit: str) -> str:
-    """Escape all but ASCII letters and digits as ``\\uXXXX`` (JSON) or ``\\UXXXXXXXX`` (YAML)."""
+    """Escape all but ASCII letters and digits as ``\\u0024`` (JSON) or ``\\U00000024`` (YAML)."""
     out = []
     for char in value:
         if char.isascii() and char.isalnum():
