@@ -258,7 +258,7 @@ def _judge(raw: pa.RecordBatch, symbol: str, dates: _Dates, today: np.datetime64
             ("high is below low", values["high"] < values["low"]),
             ("volume is too large", values["volume"] > LARGEST_VOLUME),
         ]
-    bad = np.logical_or.reduce([mask for _, mask in faults])
+    bad = np.any([mask for _, mask in faults], axis=0)
 
     good = pa.table(
         {
