@@ -9,6 +9,7 @@ Each part writes its output to .larder/test/<part>.log; what failed is shown at 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +27,9 @@ LANES = 2
 LONGEST_FIRST = ("default", "repository", "feature_server", "gateway", "pipeline", "timescaledb", "feast")
 # Scenarios that take too long for every day.
 SOAK = ("soak",)
-TAIL_LINES = 60
+# What a failed part shows: of its log, what went wrong, and the end.
+WRONG = re.compile(r"^(E {3}|fatal:|failed:|FAILED |ERROR |\[ERROR\]|error:|found |SC\d)|: error: |^\S+:\d+(:\d+)?: ")
+WRONG_LINES, TAIL_LINES, WIDTH = 40, 15, 1000
 
 
 def scenarios() -> list[str]:
@@ -92,6 +95,15 @@ def run(part: str, commands: Callable[[], list[list[str]]]) -> tuple[str, bool, 
     return part, passed, time.monotonic() - started
 
 
+def show(part: str) -> None:
+    """Print what went wrong in a part, and how it ended."""
+    lines = (LOGS / f"{part}.log").read_text(errors="replace").splitlines()
+    print(f"\n==> {part}: from .larder/test/{part}.log")
+    wrong = [line for line in lines[:-TAIL_LINES] if WRONG.search(line)]
+    for line in wrong[-WRONG_LINES:] + lines[-TAIL_LINES:]:
+        print(line[:WIDTH])
+
+
 def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
     """Return the parts to run, by name."""
     parts: dict[str, Callable[[], list[list[str]]]] = {"lint": lint, "unit": unit}
@@ -117,8 +129,7 @@ def main() -> None:
             if not passed:
                 failed.append(part)
     for part in failed:
-        print(f"\n==> {part}: the last lines of .larder/test/{part}.log")
-        print("\n".join((LOGS / f"{part}.log").read_text(errors="replace").splitlines()[-TAIL_LINES:]))
+        show(part)
     print(f"\n{time.monotonic() - started:.0f} s in all")
     print(f"{len(parts) - len(failed)} passed, {len(failed)} failed")
     sys.exit(1 if failed else 0)
