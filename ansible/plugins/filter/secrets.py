@@ -12,8 +12,29 @@ import hashlib
 import hmac
 import stringprep
 import unicodedata
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import quote
+
+
+GENERATION_ROUNDS = 100_000
+
+
+@cache
+def _generation(password: str) -> str:
+    slow = hashlib.pbkdf2_hmac("sha256", password.encode(), b"larder generation", GENERATION_ROUNDS, 4)
+    return slow.hex()
+
+
+def larder_login(purpose: str, passwords: Mapping[str, str]) -> str:
+    """Return the login of a purpose's present password: ``serve`` is ``serve_g1f3a9c02``.
+
+    The name follows from the password, so a new password is a new login that stands beside the old one until nobody
+    uses that, and an old vault names the old login again. What the name tells of a password is less than a verifier
+    does: 32 bits of a slow hash.
+    """
+    return f"{purpose}_g{_generation(passwords[purpose])}"
 
 
 def _escape(value: str, unit: str) -> str:
@@ -102,6 +123,7 @@ class FilterModule:
         return {
             "feast_redis_string": feast_redis_string,
             "feast_yaml_string": feast_yaml_string,
+            "larder_login": larder_login,
             "url_quote": url_quote,
             "scram_sha_256_verifier": scram_sha_256_verifier,
         }
