@@ -17,7 +17,6 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-
 GENERATION_ROUNDS = 100_000
 
 
