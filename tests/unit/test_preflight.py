@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from ansible.plugins.loader import connection_loader, init_plugin_loader
 from ansible.template import Templar
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +55,29 @@ SECRETS = {
     variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in rule["purposes"]}
     for variable, rule in RULES["secrets"].items()
 }
+
+
+def authority(days: int = 1, *, ca: bool = True) -> dict[str, str]:
+    """Return a self-signed certificate and its key, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=9))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    return {"certificate": certificate.public_bytes(Encoding.PEM).decode(), "private_key": private}
+
+
+AUTHORITY = authority()
 LONG = "correct horse battery staple"
 
 
@@ -67,7 +96,9 @@ def write_inventory(path: Path, variables: dict[str, Any], groups: dict[str, Any
         group: {"hosts": members} for group, members in {**GROUPS, **(groups or {})}.items() if members is not None
     }
     (path / "hosts.yml").write_text(yaml.safe_dump(hosts))
-    (path / "group_vars/all/main.yml").write_text(yaml.safe_dump({**SECRETS, **variables}))
+    (path / "group_vars/all/main.yml").write_text(
+        yaml.safe_dump({**SECRETS, "certificate_authorities": [AUTHORITY], **variables})
+    )
     return path
 
 
@@ -79,7 +110,8 @@ def faults(inventory: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     context = PlayContext()
     local = connection_loader.get("ansible.builtin.local", context)
     action = preflight.ActionModule(task, local, context, LOADER, Templar(LOADER, {}), None)
-    result = action.run(task_vars={"hostvars": hostvars, "groups": manager.get_groups_dict()})
+    sources = {"ansible_inventory_sources": [str(inventory)]}
+    result = action.run(task_vars={"hostvars": hostvars, "groups": manager.get_groups_dict(), **sources})
     found = [line.removeprefix("- ") for line in capsys.readouterr().out.splitlines()]
     assert bool(found) == bool(result.get("failed"))
     return [re.sub(r"\x1b\[[\d;]*m", "", line).removeprefix("- ") for line in found]
@@ -110,6 +142,38 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "Jinja": ({"redis_timeout": "{{ 1 + }}"}, "all hosts: redis_timeout cannot be evaluated"),
     "reference": ({"redis_timeout": "{{ redis_tiemout }}"}, "all hosts: redis_timeout cannot be evaluated"),
+    "three tokens": (
+        with_secret("gateway_tokens", reader=[LONG, f"{LONG} 2", f"{LONG} 3"]),
+        "gateway_tokens.reader holds 3 tokens and may hold one or two, the current one first.",
+    ),
+    "a short second token": (
+        with_secret("gateway_tokens", reader=[LONG, "short"]),
+        "gateway_tokens.reader has 5 characters and must have at least 16.",
+    ),
+    "two passwords": (
+        with_secret("redis_passwords", serve=[LONG, f"{LONG} 2"]),
+        "redis_passwords.serve is no text and must be: put it in quotes.",
+    ),
+    "no authority": (
+        {"certificate_authorities": []},
+        "all hosts: certificate_authorities must be a list of one authority or two",
+    ),
+    "an authority that is none": (
+        {"certificate_authorities": [authority(ca=False)]},
+        "certificate_authorities[0].certificate is no authority's: its basic constraints do not say CA:TRUE.",
+    ),
+    "an authority that ended": (
+        {"certificate_authorities": [authority(days=-1)]},
+        "certificate_authorities[0].certificate ended on ",
+    ),
+    "another authority's key": (
+        {"certificate_authorities": [AUTHORITY | {"private_key": authority()["private_key"]}]},
+        "certificate_authorities[0].private_key is not the one of its certificate.",
+    ),
+    "no key": (
+        {"certificate_authorities": [AUTHORITY | {"private_key": "secret"}]},
+        "certificate_authorities[0].private_key is no private key in PEM without a passphrase",
+    ),
     "port 0": ({"larder_gateway_port": 0}, "all hosts: larder_gateway_port is 0 and must be 1 to 65535."),
     "port 70000": ({"larder_redis_port": 70000}, "all hosts: larder_redis_port is 70000 and must be 1 to 65535."),
     "port as a word": (
@@ -298,9 +362,25 @@ def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.Cap
 def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for() -> None:
     template = (ROOT / "ansible/templates/vault.yml.j2").read_text()
     written = yaml.safe_load(re.sub(r"\{%.*%\}|\{\{.*?\}\}", "x", template).removeprefix("x\n"))
-    assert {name: list(purposes) for name, purposes in written.items()} == {
-        name: rule["purposes"] for name, rule in RULES["secrets"].items()
-    }
+    purposes = {name: list(values) for name, values in written.items() if isinstance(values, dict)}
+    assert purposes == {name: rule["purposes"] for name, rule in RULES["secrets"].items()}
+    assert list(written["certificate_authorities"][0]) == ["certificate", "private_key"]
+
+
+def test_a_second_run_on_an_inventory_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert preflight.lock_fault(lock, other.pid) is None
+        assert preflight.lock_fault(lock, other.pid) is None
+        assert f"process {other.pid} of this machine" in preflight.lock_fault(lock, os.getpid())
+        other.kill()
+    # Killed, it left its name behind, and is in nobody's way.
+    assert preflight.lock_fault(lock, os.getpid()) is None
+
+
+def test_a_later_process_with_the_number_of_the_first_is_not_the_first(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(f"{os.getppid()} 1")
+    assert preflight.lock_fault(tmp_path / ".lock", os.getpid()) is None
 
 
 class TestPlaybook:

@@ -7,10 +7,13 @@ one sentence that says where it is, which variable, what it holds and what is al
 from __future__ import annotations
 
 import difflib
+import fcntl
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from ansible.constants import COLOR_ERROR
 from ansible.errors import AnsibleError, AnsibleTemplateSyntaxError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 SHORTEST_SECRET = 16
 # Facts of the role larder that may differ between hosts.
@@ -152,6 +157,52 @@ def port_faults(host: Host, groups: Groups) -> Iterator[str]:
             used |= {number: used.get(number, name) for number in range(port, port + instances)}
 
 
+def secret_fault(secret: object) -> str | None:
+    """Return why a value cannot be a secret, without showing it."""
+    if secret in (None, ""):
+        return f"is unset; it must have at least {SHORTEST_SECRET} characters"
+    if isinstance(secret, Unevaluated):
+        return "cannot be evaluated; a secret with {{, {% or {# in it must have !unsafe before it"
+    if not isinstance(secret, str):
+        return "is no text and must be: put it in quotes"
+    if set(secret) & {"\0", "\n"}:
+        return "holds a NUL or a newline; every other character is allowed"
+    if len(secret) < SHORTEST_SECRET:
+        return f"has {len(secret)} characters and must have at least {SHORTEST_SECRET}"
+    return None
+
+
+def authority_faults(host: Host) -> Iterator[str]:
+    """The authorities of the certificates are authorities, and the first can sign."""
+    name, entries = "certificate_authorities", host.get("certificate_authorities")
+    if name not in host.given:
+        yield f"{name} is unset; ansible/init_secrets.yml writes a vault with one"
+        return
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
+        yield f"{name} must be a list of one authority or two, each with certificate and private_key"
+        return
+    for number, entry in enumerate(entries):
+        where = f"{name}[{number}]"
+        try:
+            certificate = x509.load_pem_x509_certificate(str(entry.get("certificate", "")).encode())
+            signs = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except (ValueError, x509.ExtensionNotFound):
+            yield f"{where}.certificate is no authority's certificate in PEM"
+            continue
+        if not signs:
+            yield f"{where}.certificate is no authority's: its basic constraints do not say CA:TRUE"
+        if certificate.not_valid_after_utc < datetime.now(UTC):
+            yield f"{where}.certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d}"
+        if number == 0:
+            try:
+                key = load_pem_private_key(str(entry.get("private_key", "")).encode(), None)
+            except (TypeError, ValueError):
+                yield f"{where}.private_key is no private key in PEM without a passphrase; it signs the certificates"
+                continue
+            if key.public_key() != certificate.public_key():
+                yield f"{where}.private_key is not the one of its certificate"
+
+
 def secret_faults(host: Host, groups: Groups, wanted: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[str]:
     """Every secret is there, is text that can be sent, is long enough, and serves one purpose alone."""
     uses = defaultdict(list)
@@ -167,21 +218,17 @@ def secret_faults(host: Host, groups: Groups, wanted: Mapping[str, Mapping[str, 
             continue
         for purpose in {**dict.fromkeys(purposes), **secrets}:
             name, secret = f"{variable}.{purpose}", secrets.get(purpose)
+            several = secret if rule.get("two") and isinstance(secret, list) else [secret]
             if purpose not in purposes:
                 meant = hint(str(purpose), purposes)
                 yield f"{name} is for no purpose of the stack{meant}; there are {', '.join(purposes)}"
-            elif secret in (None, ""):
-                yield f"{name} is unset; it must have at least {SHORTEST_SECRET} characters"
-            elif isinstance(secret, Unevaluated):
-                yield f"{name} cannot be evaluated; a secret with {{{{, {{% or {{# in it must have !unsafe before it"
-            elif not isinstance(secret, str):
-                yield f"{name} is no text and must be: put it in quotes"
-            elif set(secret) & {"\0", "\n"}:
-                yield f"{name} holds a NUL or a newline; every other character is allowed"
-            elif len(secret) < SHORTEST_SECRET:
-                yield f"{name} has {len(secret)} characters and must have at least {SHORTEST_SECRET}"
-            if isinstance(secret, str) and secret:
-                uses[secret].append(name)
+            elif not 1 <= len(several) <= 2:
+                yield f"{name} holds {len(several)} tokens and may hold one or two, the current one first"
+            for single in several:
+                if purpose in purposes and (fault := secret_fault(single)):
+                    yield f"{name} {fault}"
+                if isinstance(single, str) and single:
+                    uses[single].append(name)
     for names in uses.values():
         if len(names) > 1:
             yield f"{' and '.join(names)} are the same secret; each must be one of its own"
@@ -224,10 +271,11 @@ def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[st
     for host in hosts:
         for fault in (
             *name_faults(host, specs),
-            *type_faults(host, specs, rules["secrets"]),
+            *type_faults(host, specs, {*rules["secrets"], "certificate_authorities", "certificate_provided"}),
             *project_faults(host),
             *port_faults(host, groups),
             *secret_faults(host, groups, rules["secrets"]),
+            *authority_faults(host),
             *memory_faults(host, groups),
             *release_faults(host, rules["releases"]),
         ):
@@ -246,6 +294,31 @@ def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[st
     ]
 
 
+def process(number: int) -> str:
+    """Return what names a process for as long as it lives: another that gets its number later started later."""
+    stat = Path(f"/proc/{number}/stat")
+    return f"{number} {stat.read_text().rpartition(')')[2].split()[19]}" if stat.exists() else f"{number}"
+
+
+def lock_fault(path: Path, me: int) -> str | None:
+    """Take the lock of an inventory for a process; say who holds it where another one that still lives does.
+
+    The file names its holder, so a run that was killed leaves nothing that could be in the way.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        holder = file.read().strip()
+        if holder and holder != process(me):
+            number = int(holder.split()[0])
+            if Path(f"/proc/{number}").exists() and process(number) == holder:
+                return f"another run works on this inventory: process {number} of this machine; wait for its end"
+        file.seek(0)
+        file.truncate()
+        file.write(process(me))
+    return None
+
+
 class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no types
     """Takes ``groups`` (group: min, max), ``secrets`` (variable: groups, purposes) and ``releases`` of Debian."""
 
@@ -260,11 +333,19 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
         stack = {host for group in rules["groups"] for host in groups.get(group, ())}
         hosts = [self._host(name, hostvars, specs, defaults, rules["secrets"]) for name in sorted(stack)]
         faults = judge(hosts, groups, specs, rules)
+        if not faults and not self._task.check_mode:
+            # The parent is ansible-playbook itself, which lives as long as the run.
+            fault = lock_fault(self._inventory(variables) / ".lock", os.getppid())
+            faults = [fault] if fault else []
         if not faults:
             return {"changed": False}
         # Not in the result, which the default callback would print twice.
         self._display.display("\n".join(f"- {fault}." for fault in faults), color=COLOR_ERROR)
         return {"failed": True, "msg": f"Preflight found what is listed above ({len(faults)}). No host was changed."}
+
+    def _inventory(self, variables: Mapping[str, Any]) -> Path:
+        source = Path(variables["ansible_inventory_sources"][-1])
+        return source if source.is_dir() else source.parent
 
     def _roles(self, directory: Path) -> tuple[Specs, dict[str, Any]]:
         """Read what every role's variables may be, and what they are by default."""

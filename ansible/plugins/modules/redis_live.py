@@ -7,9 +7,11 @@ module: redis_live
 short_description: Bring a running Redis to what its files say, without a restart where one is not needed
 description:
   - Compares the running server with its configuration file and ACL file, and changes it live where it differs,
-    by C(CONFIG SET) and C(ACL LOAD). What cannot change live is reported as a reason to restart.
+    by one C(CONFIG SET), so that a key never stands beside another's certificate, and C(ACL LOAD). What cannot change live is
+    reported as a reason to restart.
   - Sessions of a user who lost a password, which Redis would keep, are ended in the same transaction that loads the
     ACL file. So no run that is killed can leave them behind, and no session that came with the new password is hit.
+    Redis itself ends the sessions of users who are removed. All other sessions stay.
   - Enters by the Unix socket that the configuration file names. Nothing secret is in the arguments or in the result.
 options:
   config:
@@ -21,13 +23,17 @@ options:
     type: str
     required: true
   user:
-    description: Redis user that may CONFIG GET and SET, ACL LIST and LOAD, CLIENT KILL, MULTI and EXEC.
+    description: Redis user that may CONFIG GET and SET, ACL LIST and LOAD, CLIENT LIST and KILL, MULTI and EXEC.
     type: str
     required: true
   credential:
     description: The user's password, as a systemd encrypted credential that is named as its file.
     type: path
     required: true
+  left:
+    description: Change nothing; fail while one of these users has a session.
+    type: list
+    elements: str
 author:
   - The Larder authors
 """
@@ -40,6 +46,14 @@ EXAMPLES = r"""
     user: maintenance
     credential: /etc/credstore.encrypted/redis.maintenance
   notify: Redis is restarted
+
+- name: Nobody uses the old password
+  redis_live:
+    config: /etc/redis/redis.conf
+    unit: redis-server.service
+    user: maintenance
+    credential: /etc/credstore.encrypted/redis.maintenance
+    left: [serve_g1f3a9c02]
 """
 
 RETURN = r"""
@@ -61,7 +75,8 @@ restart:
   returned: always
 """
 
-import re  # noqa: E402 - the documentation stands first, as Ansible asks
+import datetime as dt  # noqa: E402 - the documentation stands first, as Ansible asks
+import re  # noqa: E402
 import shlex  # noqa: E402
 import socket  # noqa: E402
 import time  # noqa: E402
@@ -176,20 +191,21 @@ def change_settings(module: AnsibleModule, redis: Redis, wanted: dict[str, str])
     """Return the settings that were (in check mode: would be) changed live, and the reasons to restart."""
     answer = redis("CONFIG", "GET", *wanted)
     live = dict(zip(answer[::2], answer[1::2], strict=True))
-    changed, restart = [], []
-    for name, value in wanted.items():
-        if live.get(name) == value:
-            continue
+    changed = {name: value for name, value in wanted.items() if live.get(name, value) != value}
+    # What the server does not tell, it does not know yet.
+    restart = [name for name in wanted if name not in live]
+    while changed and not module.check_mode:
         try:
-            if not module.check_mode:
-                redis("CONFIG", "SET", name, value)
-            changed.append(name)
+            redis("CONFIG", "SET", *(word for setting in changed.items() for word in setting))
+            break
         except RedisError as error:
-            # "can't set immutable config", "can't set protected config"
-            if name in live and not re.search("immutable|protected", str(error)):
+            # All or nothing: one that is refused is left out.
+            refused = re.search(r"argument '([^']+)'\) - can't set (?:immutable|protected)", str(error))
+            if not refused:
                 raise
-            restart.append(f"{name} cannot change live")
-    return changed, restart
+            del changed[refused[1]]
+            restart.append(refused[1])
+    return list(changed), [f"{name} cannot change live" for name in restart]
 
 
 def change_users(module: AnsibleModule, redis: Redis, wanted: dict[str, tuple[str, ...]]) -> tuple[list[str], int]:
@@ -203,7 +219,23 @@ def change_users(module: AnsibleModule, redis: Redis, wanted: dict[str, tuple[st
     for user in users_without_a_former_password(live, wanted):
         redis("CLIENT", "KILL", "USER", user)
     _, *ended = redis("EXEC")
+    if parse_acl(redis("ACL", "LIST")) != wanted:
+        raise RedisError("the users that were loaded are others than those of the file")
     return changed, sum(ended)
+
+
+def sessions_of(users: list[str], clients: str, now: float) -> str:
+    """Return who of the users is still there, from CLIENT LIST: login, address, how many and since when (UTC)."""
+    ages: dict[tuple[str, str], list[int]] = {}
+    for line in clients.splitlines():
+        client = dict(word.split("=", 1) for word in line.split())
+        if client.get("user") in users:
+            address = client["addr"].rpartition(":")[0].strip("[]")
+            ages.setdefault((client["user"], address), []).append(int(client["age"]))
+    return ", ".join(
+        f"{user} from {address} ({len(times)} since {dt.datetime.fromtimestamp(now - max(times), dt.timezone.utc):%F %T})"
+        for (user, address), times in sorted(ages.items())
+    )
 
 
 def main() -> None:
@@ -213,10 +245,19 @@ def main() -> None:
             "unit": {"type": "str", "required": True},
             "user": {"type": "str", "required": True},
             "credential": {"type": "path", "required": True, "no_log": False},
+            "left": {"type": "list", "elements": "str"},
         },
         supports_check_mode=True,
     )
     config = parse_config(Path(module.params["config"]).read_text(encoding="utf-8"))
+    if module.params["left"] is not None:
+        try:
+            clients = log_in(module, config["unixsocket"])("CLIENT", "LIST")
+        except (OSError, RedisError) as error:
+            module.fail_json(msg=f"Redis does not tell who is there: {error}")
+        if present := sessions_of(module.params["left"], clients, time.time()):
+            module.fail_json(msg=f"Redis still serves sessions of passwords that the vault no longer holds: {present}.")
+        module.exit_json(changed=False, settings=[], users=[], sessions_ended=0, restart=[])
     acl = parse_acl(Path(config["aclfile"]).read_text(encoding="utf-8").splitlines())
 
     settings: list[str] = []

@@ -1,0 +1,157 @@
+"""ansible/new_secrets.yml changes the chosen values of a vault and not a byte beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+
+ROOT = Path(__file__).parents[2]
+VAULT = """\
+---
+# Ours: call Anna before you change the first of these.
+redis_passwords:   # read by everybody
+  serve: old-serve
+  push: "old # push"        # quoted
+  admin: !unsafe 'old {{ admin }} it''s'
+  monitor: |
+    old-monitor
+
+  # and the last
+  materialize: old-materialize
+
+gateway_tokens: {reader: old-reader, writer: [old-writer, older-writer]}   # in one line
+certificate_generation: 7
+certificate_authorities:
+  - certificate: |
+      CERTIFICATE
+    private_key: KEY
+# The end.
+other: stays
+"""
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Path:
+    """Return an encrypted vault, made by a first authority."""
+    path = tmp_path / "inventory/group_vars/all/vault.yml"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "inventory/hosts.yml").write_text("all: {}\n")
+    (tmp_path / "password").write_text("correct horse")
+    return path
+
+
+def command(name: str, vault: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    password = vault.parents[3] / "password"
+    return subprocess.run(
+        [Path(sys.executable).with_name(name), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_VAULT_PASSWORD_FILE": str(password)},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def write(vault: Path, text: str) -> None:
+    vault.write_text(text)
+    assert command("ansible-vault", vault, "encrypt", vault).returncode == 0
+
+
+def read(vault: Path) -> str:
+    return command("ansible-vault", vault, "view", vault).stdout
+
+
+def renew(vault: Path, secrets: str = "", *more: str) -> subprocess.CompletedProcess[str]:
+    chosen = ["-e", f"secrets={secrets}"] if secrets else []
+    return command("ansible-playbook", vault, "-i", vault.parents[2], "ansible/new_secrets.yml", *chosen, *more)
+
+
+def load(text: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(text.replace("!unsafe ", ""))
+    return loaded
+
+
+def test_all_get_fresh_values_and_nothing_else_changes(vault: Path) -> None:
+    write(vault, VAULT)
+    done = renew(vault)
+    assert done.returncode == 0, done.stdout
+    new = read(vault)
+    # With the fresh values blotted out on one side and the old ones on the other, the two are equal.
+    fresh = r"[A-Za-z0-9]{40}"
+    blotted = re.sub(fresh, "*", new)
+    expected = VAULT.replace("old-serve", "*").replace('"old # push"', "*").replace("|\n    old-monitor\n\n", "*\n")
+    expected = expected.replace("!unsafe 'old {{ admin }} it''s'", "*").replace("old-materialize", "*")
+    expected = expected.replace("old-reader", "[*, 'old-reader']").replace(
+        "[old-writer, older-writer]", "[*, 'old-writer']"
+    )
+    assert blotted == expected.replace("certificate_generation: 7", "certificate_generation: 8")
+    values = re.findall(fresh, new)
+    assert len(values) == len(set(values)) == 7
+    assert not any(value in done.stdout + done.stderr for value in values)
+    former = vault.with_name("vault.yml.former")
+    assert command("ansible-vault", vault, "view", former).stdout == VAULT
+
+
+def test_chosen_ones_alone(vault: Path) -> None:
+    write(vault, VAULT)
+    assert renew(vault, "redis_passwords.serve,gateway_tokens").returncode == 0
+    before, after = load(VAULT), load(read(vault))
+    assert after["redis_passwords"].pop("serve") != before["redis_passwords"].pop("serve")
+    assert after["redis_passwords"] == before["redis_passwords"]
+    assert after["gateway_tokens"]["reader"][1] == "old-reader"
+    assert after["certificate_generation"] == 7
+
+
+def test_a_new_authority_is_trusted_then_signs_and_then_the_old_one_goes(vault: Path) -> None:
+    (vault.parents[2] / "hosts.yml").write_text("all: {}\n")
+    (vault.parents[2] / ".vault_password").write_text("correct horse")
+    made = command("ansible-playbook", vault, "-i", vault.parents[2], "ansible/init_secrets.yml")
+    assert made.returncode == 0, made.stdout
+
+    def authorities() -> list[str]:
+        return [entry["certificate"] for entry in load(read(vault))["certificate_authorities"]]
+
+    (first,) = authorities()
+    for step in ("trusted", "signs", "alone"):
+        assert renew(vault, "certificate_authorities").returncode == 0
+        known = authorities()
+        second = next(certificate for certificate in known if certificate != first)
+        assert known == {"trusted": [first, second], "signs": [second, first], "alone": [second]}[step]
+        assert x509.load_pem_x509_certificate(second.encode())
+        assert (vault.parents[2] / "ca.crt").read_text() == "\n".join(map(str.strip, known)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("secrets", "sentence"),
+    [("redis_pasword", "secrets holds redis_pasword; the vault has redis_passwords.serve,")],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(vault: Path, secrets: str, sentence: str) -> None:
+    write(vault, VAULT)
+    before = vault.read_bytes()
+    done = renew(vault, secrets)
+    assert done.returncode != 0
+    assert sentence in " ".join(done.stdout.split()) + " ".join(done.stderr.split())
+    assert vault.read_bytes() == before
+    assert not vault.with_name("vault.yml.former").exists()
+
+
+def test_a_vault_in_clear_text_is_refused(vault: Path) -> None:
+    vault.write_text("other: stays\n")
+    done = renew(vault)
+    assert done.returncode != 0
+    assert "is not encrypted as a whole" in " ".join((done.stdout + done.stderr).split())
+
+
+def test_check_mode_writes_nothing(vault: Path) -> None:
+    write(vault, VAULT)
+    before = vault.read_bytes()
+    assert renew(vault, "", "--check").returncode == 0
+    assert vault.read_bytes() == before
