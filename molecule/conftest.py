@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ class Inventory:
 
     def address(self, name: str) -> str:
         return str(self.variables(name)["ansible_host"])
+
+    def trusted(self) -> ssl.SSLContext:
+        """Return how the gateway's clients check its certificate: by the file that they were given."""
+        return ssl.create_default_context(cafile=str(Path(self.path) / "ca.crt"))
 
     def run(self, name: str, command: str, stdin: str) -> str:
         """Run a command on a host with something secret on its standard input; return what it prints."""

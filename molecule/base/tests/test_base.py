@@ -26,7 +26,7 @@ def test_an_ipv6_address_that_the_inventory_does_not_know_reaches_no_service(hos
 
 
 @pytest.mark.parametrize("ipv6", [False, True])
-@pytest.mark.parametrize("port", [22, 6568, 8080, 9999])
+@pytest.mark.parametrize("port", [22, 6568, 8443, 9999])
 def test_ssh_the_gateway_and_other_ports_are_open_to_everybody(hosts, port, ipv6):
     assert hosts.reach("stranger", "store1", port, ipv6)
 
@@ -36,7 +36,7 @@ def test_a_host_reaches_its_own_services(hosts, port):
     assert hosts.reach("store1", "store1", port)
 
 
-@pytest.mark.parametrize("port", [5432, 6379, 6566, 8080])
+@pytest.mark.parametrize("port", [5432, 6379, 6566, 8443])
 def test_a_host_in_no_group_drops_nothing(hosts, port):
     assert hosts.reach("client1", "stranger", port)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -27,8 +28,9 @@ class Served(NamedTuple):
 class Gateway:
     """The address that clients know, and their tokens."""
 
-    def __init__(self, url: str, tokens: dict[str, str]) -> None:
+    def __init__(self, url: str, tokens: dict[str, str], trusted: Path) -> None:
         self.url = url
+        self._trusted = ssl.create_default_context(cafile=str(trusted))
         self._tokens = tokens
 
     def post(self, path: str, body: Any, role: str = "reader") -> tuple[int, Any]:
@@ -36,7 +38,7 @@ class Gateway:
         headers = {"Authorization": f"Bearer {self._tokens[role]}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60, context=self._trusted) as answer:
                 return answer.status, json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or "null")

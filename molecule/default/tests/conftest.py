@@ -23,9 +23,10 @@ def host_named(pytestconfig: pytest.Config) -> Hosts:
 
 
 @pytest.fixture(scope="session")
-def gateway(host_named: Hosts) -> Gateway:
+def gateway(host_named: Hosts, pytestconfig: pytest.Config) -> Gateway:
     variables = host_named("server1").ansible.get_variables()
-    return Gateway(f"http://{variables['ansible_host']}:8080", variables["gateway_tokens"])
+    trusted = Path(pytestconfig.getoption("--ansible-inventory")) / "ca.crt"
+    return Gateway(f"https://{variables['ansible_host']}:8443", variables["gateway_tokens"], trusted)
 
 
 @pytest.fixture(scope="session")

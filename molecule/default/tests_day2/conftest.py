@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -85,8 +86,9 @@ def starts(inventory: Any) -> Callable[[], dict[str, str]]:
 class Client:
     """Somebody who reads a feature through the gateway, again and again."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, trusted: ssl.SSLContext) -> None:
         self._url = url
+        self._trusted = trusted
         self.token = token
         self.answers = 0
         self.failures: list[str] = []
@@ -94,7 +96,8 @@ class Client:
     def read(self, features: list[str], symbols: list[str]) -> dict[str, list[Any]]:
         body = json.dumps({"features": features, "entities": {"symbol": symbols}}).encode()
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(self._url, body, headers), timeout=20) as response:
+        request = urllib.request.Request(self._url, body, headers)
+        with urllib.request.urlopen(request, timeout=20, context=self._trusted) as response:
             answer = json.load(response)
         names = answer["metadata"]["feature_names"]
         return {name: column["values"] for name, column in zip(names, answer["results"], strict=True)}
@@ -114,8 +117,8 @@ class Client:
 
 @pytest.fixture
 def client(inventory: Any) -> Client:
-    url = f"http://{inventory.address('server1')}:8080/get-online-features"
-    return Client(url, inventory.variables("server1")["gateway_tokens"]["reader"])
+    url = f"https://{inventory.address('server1')}:8443/get-online-features"
+    return Client(url, inventory.variables("server1")["gateway_tokens"]["reader"], inventory.trusted())
 
 
 @pytest.fixture
