@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shlex
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CLIENTS = Path(__file__).parent / "clients"
+SCENARIO = Path(__file__).parent
+ROOT = SCENARIO.parent.parent
+PORT = 6379
 Answers = list[Any]
+Passwords = dict[str, str]
+
+spec = importlib.util.spec_from_file_location("secrets", ROOT / "ansible/plugins/filter/secrets.py")
+assert spec
+assert spec.loader
+secrets = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(secrets)
+
+
+def script(name: str) -> str:
+    return "sudo python3 -c " + shlex.quote((SCENARIO / "clients" / name).read_text())
 
 
 @pytest.fixture(scope="session")
@@ -20,21 +36,98 @@ def address(inventory: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def vault_passwords(inventory: Any) -> dict[str, str]:
+def vault_passwords(inventory: Any) -> Passwords:
     return dict(inventory.variables("cache1")["redis_passwords"])
 
 
 @pytest.fixture(scope="session")
-def ask(inventory: Any, address: str) -> Callable[..., Answers]:
+def login() -> Callable[[str, Passwords], str]:
+    return secrets.larder_login
+
+
+@pytest.fixture(scope="session")
+def certificate(inventory: Any) -> Callable[[str], str]:
+    """Return the directory of a client host's certificate."""
+    return lambda host: inventory.run(host, "ls -d /etc/larder/tls/feast/*Z", "").strip()
+
+
+@pytest.fixture(scope="session")
+def connection(address: str, certificate: Callable[[str], str]) -> Callable[..., dict[str, Any]]:
+    """Return redis-py's arguments by which a host connects, with TLS and the host's certificate."""
+    tls: dict[str, str] = {}
+
+    def connection(source: str, user: str | None, password: str | None) -> dict[str, Any]:
+        directory = tls.setdefault(source, certificate(source))
+        return {
+            "host": address,
+            "port": PORT,
+            "username": user,
+            "password": password,
+            "ssl_ca_certs": f"{directory}/ca.crt",
+            "ssl_certfile": f"{directory}/tls.crt",
+            "ssl_keyfile": f"{directory}/tls.key",
+            "ssl_check_hostname": True,
+        }
+
+    return connection
+
+
+@pytest.fixture(scope="session")
+def ask(inventory: Any, connection: Callable[..., dict[str, Any]]) -> Callable[..., Answers]:
     """Send commands to Redis from a host; without a user, without authentication."""
 
     def ask(
         *commands: list[Any], user: str | None = None, password: str | None = None, source: str = "server1"
     ) -> Answers:
-        connection = {"host": address, "port": 6379, "username": user, "password": password}
-        script = shlex.quote((CLIENTS / "ask.py").read_text())
-        request = json.dumps({"connection": connection, "commands": commands})
-        answers: Answers = json.loads(inventory.run(source, f"python3 -c {script}", request))
+        request = {"connection": connection(source, user, password) | {"ssl": True}, "commands": commands}
+        answers: Answers = json.loads(inventory.run(source, script("ask.py"), json.dumps(request)))
         return answers
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def greet(inventory: Any, address: str, certificate: Callable[[str], str]) -> Callable[..., str]:
+    """Return what a client without a password hears that comes with other TLS settings."""
+
+    def greet(source: str = "server1", **other: Any) -> str:
+        directory = certificate(source)
+        request = {"host": address, "port": PORT, "tls": True, "name": address, "newest": "TLSv1_3"}
+        request |= {"authorities": f"{directory}/ca.crt", "certificate": directory}
+        return str(inventory.run(source, script("greet.py"), json.dumps(request | other))).strip()
+
+    return greet
+
+
+@pytest.fixture
+def hold(inventory: Any, connection: Callable[..., dict[str, Any]]) -> Iterator[Callable[..., None]]:
+    """Hold sessions of (login, password) pairs; the fixture ``held`` tells which live."""
+
+    def hold(sessions: dict[str, tuple[str, str]]) -> None:
+        connections = {name: connection("server1", *session) for name, session in sessions.items()}
+        request = {"connections": connections, "state": "/tmp/sessions.json"}
+        inventory.run("server1", script("hold.py"), json.dumps(request))
+
+    yield hold
+    inventory.run("server1", "sudo pkill -f hold.py; sudo rm -f /tmp/sessions.json", "")
+
+
+@pytest.fixture(scope="session")
+def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run one of the scenario's playbooks; variables, secrets among them, travel in a pipe."""
+
+    def run(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        inventories = [ROOT / "molecule/shared/inventory", SCENARIO / "inventory"]
+        command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories), str(SCENARIO / name)]
+        return subprocess.run(
+            [*command, "--extra-vars", "@/dev/stdin", *arguments],
+            input=json.dumps(variables),
+            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+
+    return run

@@ -1,6 +1,6 @@
-"""Hold one session per user in the background and write down which of them live, for up to ten minutes.
+"""Hold one session per name in the background and write down which of them live, for up to ten minutes.
 
-The request on standard input is JSON: host, port, passwords by user, and the file to write.
+The request on standard input is JSON: connections by name, as redis-py's arguments, and the file to write.
 """
 
 import json
@@ -13,9 +13,9 @@ import redis
 
 request = json.load(sys.stdin)
 sessions = {}
-for user, password in request["passwords"].items():
-    sessions[user] = redis.Connection(host=request["host"], port=request["port"], username=user, password=password)
-    sessions[user].connect()
+for name, connection in request["connections"].items():
+    sessions[name] = redis.SSLConnection(**connection)
+    sessions[name].connect()
 
 if os.fork():
     os._exit(0)  # without redis-py's clean-up, which would close the sessions for both
@@ -27,13 +27,13 @@ alive = dict.fromkeys(sessions, True)
 state = Path(request["state"])
 deadline = time.monotonic() + 600
 while any(alive.values()) and time.monotonic() < deadline:
-    for user in [user for user in alive if alive[user]]:
+    for name in [name for name in alive if alive[name]]:
         try:
-            sessions[user].send_command("PING")
-            sessions[user].read_response()
+            sessions[name].send_command("PING")
+            sessions[name].read_response()
         except redis.ConnectionError:
-            alive[user] = False
+            alive[name] = False
     new = state.with_suffix(".new")
-    new.write_text(json.dumps({"time": time.time(), "alive": alive}))
+    new.write_text(json.dumps({"pid": os.getpid(), "time": time.time(), "alive": alive}))
     new.replace(state)
     time.sleep(0.2)
