@@ -1,0 +1,138 @@
+"""Secrets rotate and nobody notices. The tests build on one another, in this order, under one load of reads and pushes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import Load, Operator, Run, Stores
+
+Starts = Callable[[], dict[str, str]]
+
+ROTATIONS = 3
+# The plays of a rotation, in their order: what a run is killed at.
+STEPS = [
+    "TASK [Every host answers]",
+    "PLAY [The offline store accepts the vault's secrets beside",
+    "PLAY [The online store accepts the vault's secrets beside",
+    "PLAY [The pipeline uses the vault's secrets",
+    "PLAY [The feature servers use the vault's secrets",
+    "PLAY [The gateway knows the vault's tokens",
+    "PLAY [The offline store accepts the vault's secrets alone",
+    "PLAY [The online store accepts the vault's secrets alone",
+]
+
+
+def finished(run: Run) -> None:
+    assert run.code == 0, run.output[-6000:]
+
+
+def test_all_secrets_rotate_three_times(
+    operator: Operator, stores: Stores, load: Load, at_first: dict[str, str]
+) -> None:
+    first = operator.secrets()
+    load.phase("steady", seconds=60)
+    for number in range(ROTATIONS):
+        before = operator.renew()
+        load.phase(f"rotation {number + 1}")
+        load.materialize()
+        finished(operator.rotate())
+        load.use(operator.secrets()["gateway_tokens"])
+        now = operator.secrets()
+        assert not any(stores.logins(before).values())
+        assert all(stores.logins(now).values())
+    assert len(stores.generations()) == len(stores.logins(now))
+    for role, tokens in first["gateway_tokens"].items():
+        assert load.status(tokens if isinstance(tokens, str) else tokens[0]) == 401, role
+    for tokens in now["gateway_tokens"].values():
+        assert [load.status(token) for token in tokens] == [200, 200]
+
+
+def test_second_run_changes_nothing_and_restarts_nothing(operator: Operator, starts: Starts) -> None:
+    before = starts()
+    again = operator.rotate()
+    finished(again)
+    assert again.changed == 0, again.output
+    assert starts() == before
+
+
+def test_no_store_and_no_gateway_was_restarted(starts: Starts, at_first: dict[str, str]) -> None:
+    assert {unit: start for unit, start in starts().items() if unit.startswith("store1")} == at_first
+
+
+def test_killed_at_every_step_it_is_finished_by_the_next_run(operator: Operator, stores: Stores, load: Load) -> None:
+    load.phase("killed")
+    before = operator.renew()
+    for step in STEPS:
+        assert operator.rotate(kill_at=step).code is None, step
+        # Between two runs, the consumers go on.
+        load.steady(seconds=2)
+    finished(operator.rotate())
+    load.use(operator.secrets()["gateway_tokens"])
+    assert not any(stores.logins(before).values())
+    assert len(stores.generations()) == len(stores.logins(operator.secrets()))
+    assert all(stores.logins(operator.secrets()).values())
+
+
+def test_the_old_vault_leads_back(operator: Operator, stores: Stores, load: Load) -> None:
+    load.phase("back")
+    before = operator.renew()
+    abandoned = operator.secrets()
+    assert operator.rotate(kill_at=STEPS[-2]).code is None
+    assert all(stores.logins(before).values())
+    operator.undo()
+    finished(operator.rotate())
+    assert all(stores.logins(before).values())
+    assert not any(stores.logins(abandoned).values())
+
+
+def test_nothing_is_revoked_while_a_consumer_is_left_out(operator: Operator, stores: Stores, load: Load) -> None:
+    load.phase("left out")
+    before = operator.renew()
+    run = operator.rotate("--limit", "!server2")
+    assert run.code != 0
+    assert "Nothing was revoked: server2 did not end this run on the vault's secrets" in run.sentence
+    assert all(stores.logins(before).values())
+    load.steady(seconds=2)
+    # All at once it is done, although the first consumer had changed in another run.
+    finished(operator.rotate())
+    load.use(operator.secrets()["gateway_tokens"])
+    assert not any(stores.logins(before).values())
+
+
+def test_a_certificate_that_will_end_is_renewed(operator: Operator, load: Load) -> None:
+    load.phase("renewal")
+    before = load.certificate()
+    # Each is younger than that.
+    finished(operator.rotate("-e", "certificate_renew_days=500"))
+    assert load.certificate() != before
+
+
+@pytest.mark.parametrize("trusted", [2, 2, 1], ids=["trusted", "signs", "alone"])
+def test_another_authority_in_three_steps(operator: Operator, load: Load, trusted: int) -> None:
+    load.phase("authority")
+    finished(operator.play("ansible/new_secrets.yml", "-e", "secrets=certificate_authorities"))
+    load.trust(operator.inventory / "ca.crt")
+    finished(operator.rotate())
+    assert len(operator.secrets()["certificate_authorities"]) == trusted
+
+
+def test_no_request_failed_and_no_value_was_wrong(load: Load) -> None:
+    result = load.end()
+    assert result["requests"] >= 10_000
+    assert result["failures"] == []
+    assert result["wrong"] == []
+
+
+def test_the_slow_reads_of_a_rotation_are_hardly_slower(load: Load) -> None:
+    """The ratio of two phases of one run; a slow machine is slow in both."""
+    steady, *rotations = load.slow_reads("steady", *(f"rotation {number + 1}" for number in range(ROTATIONS)))
+    assert sorted(rotations)[ROTATIONS // 2] <= 2 * steady
+
+
+def test_a_leaked_secret_dies_at_once_whoever_needs_it(operator: Operator, stores: Stores) -> None:
+    leaked = operator.renew()
+    run = operator.rotate("--limit", "!server2", "-e", "revoke_now=true")
+    finished(run)
+    assert not any(stores.logins(leaked).values())
+    finished(operator.rotate())
