@@ -38,7 +38,7 @@ def enters(store: str, login: str, password: str) -> bool:
             sslkey=TLS / "tls.key",
         ).close()
     except psycopg.OperationalError as error:
-        # Any other reason would be no refusal of the login; one that is gone is a member of no purpose, and has no entry.
+        # Any other reason would be no refusal; a login that is gone is a member of no purpose, and has no entry.
         if "authentication failed" not in str(error) and "no pg_hba.conf entry" not in str(error):
             raise
         return False

@@ -1,4 +1,4 @@
-"""Secrets rotate and nobody notices. The tests build on one another, in this order, under one load of reads and pushes."""
+"""Secrets rotate and nobody notices: the tests build on one another, in this order, under one load."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def finished(run: Run) -> None:
     assert run.code == 0, run.output[-6000:]
 
 
-def test_all_secrets_rotate_three_times(
-    operator: Operator, stores: Stores, load: Load, at_first: dict[str, str]
-) -> None:
+@pytest.mark.usefixtures("at_first")
+def test_all_secrets_rotate_three_times(operator: Operator, stores: Stores, load: Load) -> None:
     first = operator.secrets()
     load.phase("steady", seconds=60)
     for number in range(ROTATIONS):
@@ -108,13 +107,13 @@ def test_a_certificate_that_will_end_is_renewed(operator: Operator, load: Load) 
     assert load.certificate() != before
 
 
-@pytest.mark.parametrize("trusted", [2, 2, 1], ids=["trusted", "signs", "alone"])
-def test_another_authority_in_three_steps(operator: Operator, load: Load, trusted: int) -> None:
+@pytest.mark.parametrize("step", ["trusted", "signs", "alone"])
+def test_another_authority_in_three_steps(operator: Operator, load: Load, step: str) -> None:
     load.phase("authority")
     finished(operator.play("ansible/new_secrets.yml", "-e", "secrets=certificate_authorities"))
     load.trust(operator.inventory / "ca.crt")
     finished(operator.rotate())
-    assert len(operator.secrets()["certificate_authorities"]) == trusted
+    assert len(operator.secrets()["certificate_authorities"]) == {"trusted": 2, "signs": 2, "alone": 1}[step]
 
 
 def test_no_request_failed_and_no_value_was_wrong(load: Load) -> None:
