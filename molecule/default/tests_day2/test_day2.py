@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,39 @@ def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any) -> 
     assert {host: count > 0 for host, count in run.changed.items()} == {"cache1": True}
     assert "timescaledb :" not in run.output
     assert starts() == before  # a live change
+
+
+def test_hostile_secrets_pass_every_sink_while_a_client_reads(
+    site: Any, inventory: Any, client: Any, watched: Any
+) -> None:
+    variables = inventory.variables("server1")
+    hostile: dict[str, dict[str, Any]] = {
+        kind: {name: f"{kind} {name} {secret}" for name, secret in zip(variables[kind], HOSTILE, strict=False)}
+        for kind in ("timescaledb_passwords", "redis_passwords")
+    }
+    unsafe: dict[str, dict[str, Any]] = {
+        kind: {name: {"__ansible_unsafe": text} for name, text in secrets.items()} for kind, secrets in hostile.items()
+    }
+    # A token travels in a header: visible ASCII. The former one stays valid as the second.
+    tokens = {"reader": "r$HOME%41,\"'#{{x}}\\=/+~", "writer": "w;drop|table&1e5:true!"}
+    unsafe["gateway_tokens"] = {
+        role: [{"__ansible_unsafe": token}, variables["gateway_tokens"][role]] for role, token in tokens.items()
+    }
+    expected = client.read([CLOSE], ["GOOG.US", "SP500"])
+    newcomer = copy(client)
+    newcomer.token = tokens["reader"]
+    with watched() as watching:
+        run = site(variables=unsafe)
+        assert run.code == 0, run.output
+        assert newcomer.read([CLOSE], ["GOOG.US", "SP500"]) == expected
+        assert inventory.host("pipeline1").run("systemctl start feature-pipeline").rc == 0
+        second = site(variables=unsafe)
+        assert set(second.changed.values()) == {0}, second.output
+        back = site()
+        assert back.code == 0, back.output
+    assert watching.failures == []
+    for secret in [*hostile["timescaledb_passwords"].values(), *hostile["redis_passwords"].values(), *tokens.values()]:
+        assert secret not in run.output + second.output + back.output
 
 
 def test_new_view_and_new_host_join_while_a_client_reads(site: Any, starts: Any, watched: Any, tmp_path: Path) -> None:
@@ -173,26 +207,3 @@ def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory:
             break
         except OSError:
             time.sleep(2)
-
-
-def test_hostile_secrets_pass_every_sink(site: Any, inventory: Any, client: Any) -> None:
-    variables = inventory.variables("server1")
-    hostile = {
-        kind: {name: f"{kind} {name} {secret}" for name, secret in zip(variables[kind], HOSTILE, strict=False)}
-        for kind in ("timescaledb_passwords", "redis_passwords")
-    }
-    # A token travels in a header: visible ASCII.
-    hostile["gateway_tokens"] = {"reader": "r$HOME%41,\"'#{{x}}\\=/+~", "writer": "w;drop|table&1e5:true!"}
-    expected = client.read([CLOSE], ["GOOG.US", "SP500"])
-    unsafe = {
-        kind: {name: {"__ansible_unsafe": text} for name, text in secrets.items()} for kind, secrets in hostile.items()
-    }
-    run = site(variables=unsafe, inventories=(GROWN,))
-    assert run.code == 0, run.output
-    client.token = hostile["gateway_tokens"]["reader"]
-    assert client.read([CLOSE], ["GOOG.US", "SP500"]) == expected
-    assert inventory.host("pipeline1").run("systemctl start feature-pipeline").rc == 0
-    second = site(variables=unsafe, inventories=(GROWN,))
-    assert set(second.changed.values()) == {0}, second.output
-    for secrets in hostile.values():
-        assert not [name for name, secret in secrets.items() if secret in run.output + second.output]
