@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import testinfra
 from testinfra.host import Host
 
-CLIENT = """
-import json, sys, time, urllib.error, urllib.request
-request = json.load(sys.stdin)
-body = None if request["body"] is None else json.dumps(request["body"]).encode()
-started = time.monotonic()
-try:
-    response = urllib.request.urlopen(
-        urllib.request.Request(request["url"], body, {"Content-Type": "application/json"}), timeout=60)
-except urllib.error.HTTPError as error:
-    response = error
-text = response.read().decode()
-print(json.dumps([response.status, text, time.monotonic() - started]))
-"""
+CLIENTS = Path(__file__).parent / "clients"
 
 
 class Answer(NamedTuple):
@@ -38,13 +29,26 @@ class Answer(NamedTuple):
 class Server:
     """A host with feature servers."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.variables = host.ansible.get_variables()
+    def __init__(self, inventory: Any) -> None:
+        self.inventory = inventory
+        self.host: Host = inventory.host("server1")
+        self.variables = inventory.variables("server1")
+        self.address = inventory.address("server1")
+
+    @cached_property
+    def certificate(self) -> str:
+        """The directory of the host's certificate; a copy, which a rotation does not take away."""
+        self.host.check_output("rm -rf /root/certificate && cp -r /etc/larder/tls/feast/*Z /root/certificate")
+        return "/root/certificate"
+
+    def client(self, name: str, request: object) -> Any:
+        """Run a client on the host; the request travels on standard input."""
+        command = f"sudo python3 -c {shlex.quote((CLIENTS / name).read_text())}"
+        return json.loads(self.inventory.run("server1", command, json.dumps(request)))
 
     def ask(self, port: int, path: str, body: object = None) -> Answer:
-        request = json.dumps({"url": f"http://{self.variables['ansible_host']}:{port}{path}", "body": body})
-        return Answer(*json.loads(self.host.check_output("echo %s | python3 -c %s", request, CLIENT)))
+        url = f"https://{self.address}:{port}{path}"
+        return Answer(*self.client("ask.py", {"url": url, "body": body, "certificate": self.certificate}))
 
     def read(self, port: int, symbol: str, feature: str = "market_features:close") -> Answer:
         return self.ask(port, "/get-online-features", {"entities": {"symbol": [symbol]}, "features": [feature]})
@@ -58,9 +62,8 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> Server:
-    inventory = pytestconfig.getoption("--ansible-inventory")
-    return Server(testinfra.get_host("ansible://server1?sudo=true", ansible_inventory=inventory))
+def server(inventory: Any) -> Server:
+    return Server(inventory)
 
 
 @pytest.fixture(scope="session")

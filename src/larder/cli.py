@@ -168,6 +168,18 @@ def due(credentials: Credentials) -> None:
 
 
 @main.command(epilog=EXIT_CODES)
+def probe() -> None:
+    """Try credentials before they replace those in use.
+
+    Reads a JSON list of {purpose, name, content} from standard input, the name being feature_store.yaml, load_url or
+    pipeline_url. Each logs in, uses a right of its purpose, and is refused one that it must not have.
+    """
+    from larder.probe import probe as probe_credentials
+
+    probe_credentials(sys.stdin)
+
+
+@main.command(epilog=EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--max-age", type=float, default=26, show_default=True, help="Hours that a materialization stays fresh.")
 @pass_credentials

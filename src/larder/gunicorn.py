@@ -4,14 +4,36 @@ What differs from instance to instance comes from its unit's environment; there 
 """
 
 import os
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
+
+
+def _tls(_: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """TLS 1.3, and no older one: gunicorn has no setting for it that reaches uvicorn."""
+    context = default()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+class Worker(UvicornWorker):  # type: ignore[misc] # untyped
+    CONFIG_KWARGS = UvicornWorker.CONFIG_KWARGS | {"ssl_context_factory": _tls}
+
 
 # Without preload each worker builds its own store after the fork: two processes must not share one PostgreSQL socket.
 wsgi_app = "larder.serve:create_app()"
-worker_class = "uvicorn_worker.UvicornWorker"
+worker_class = "larder.gunicorn.Worker"
 preload_app = False
 workers = int(os.environ["LARDER_WORKERS"])
 # The first instance listens on this port, the others follow.
 bind = f"{os.environ['LARDER_ADDRESS']}:{int(os.environ['LARDER_PORT']) + int(os.environ['LARDER_INSTANCE']) - 1}"
+# Nobody is heard without a certificate of the stack's own authority.
+certfile = f"{os.environ['LARDER_CERTIFICATE']}/tls.crt"
+keyfile = f"{os.environ['LARDER_CERTIFICATE']}/tls.key"
+ca_certs = f"{os.environ['LARDER_CERTIFICATE']}/ca.crt"
+cert_reqs = ssl.CERT_REQUIRED
 
 loglevel = os.environ.get("LARDER_LOG_LEVEL", "info")
 accesslog = "-" if loglevel == "debug" else None

@@ -4,7 +4,8 @@ gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn).
 
 - `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404,
   which HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
-  `no feature view` or `no online store`. `revision` names what the instance was started with.
+  `no feature view` or `no online store`. `revision` names what the instance was started with, `unaware` the gateways
+  that do not know of this status yet (see larder.drain).
 - The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
   (Feast's own timer ends for ever with the first refresh that fails.)
 - A store that is away is a 503 without the driver's words, which may name hosts and users; a request that Feast cannot
@@ -44,6 +45,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from larder import drain
+
 log = logging.getLogger("uvicorn.error")
 
 # Less than HAProxy's `timeout check`.
@@ -70,7 +73,8 @@ class FeatureServer:
         # Feast would refresh an old cache within a client's request; this server refreshes beside them.
         self.registry_ttl = store.config.registry.cache_ttl_seconds or 60
         store.config.registry.cache_ttl_seconds = 0
-        self.draining = Path(os.environ["RUNTIME_DIRECTORY"]) / "draining"
+        self.gateways = drain.Gateways(drain.directory(), drain.names())
+        self.draining = drain.directory() / drain.DRAINING
         self.revision = os.environ.get("LARDER_REVISION", "")
         self.feast: FastAPI | None = None
         self.canary: GetOnlineFeaturesRequest | None = None
@@ -119,13 +123,18 @@ class FeatureServer:
         except Exception as error:  # whatever it is, what is here goes on serving
             log.warning("The registry cannot be read (%s); trying again.", type(error).__name__)
 
-    async def ready(self, _: Request) -> JSONResponse:
+    async def ready(self, request: Request) -> JSONResponse:
         status_code, status = await self.readiness()
-        return JSONResponse({"status": status, "revision": self.revision}, status_code)
+        answer = {"status": status, "revision": self.revision}
+        if status in drain.TIMES:
+            if request.client:
+                self.gateways.note(request.client.host, status)
+            return JSONResponse(answer | {"unaware": self.gateways.unaware(status)}, status_code)
+        return JSONResponse(answer, status_code)
 
     async def readiness(self) -> tuple[int, str]:
         if self.draining.exists():
-            return 404, "draining"
+            return 404, drain.DRAINING
         if self.feast is None:
             return 503, "no registry"
         if self.canary is None:
@@ -136,7 +145,7 @@ class FeatureServer:
         except Exception as error:  # whatever it is, clients' reads fail of it too
             log.warning("The readiness check cannot read a feature (%s).", type(error).__name__)
             return 503, "no online store"
-        return 200, "ready"
+        return 200, drain.READY
 
 
 def build(store: FeatureStore) -> FastAPI:

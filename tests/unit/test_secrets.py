@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import ssl
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from feast.infra.online_stores.redis import RedisOnlineStore
+from feast.infra.utils.postgres.connection_utils import _get_conn_kwargs, _get_conninfo
 from feast.repo_config import load_repo_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -58,7 +60,7 @@ def render(purpose: str, password: str) -> str:
         "larder_database": "feast",
         "larder_timescaledb_address": "192.0.2.1",
         "larder_timescaledb_port": 5432,
-        "larder_timescaledb_sslmode": "require",
+        "certificate_directories": {"feast": "/etc/larder/tls/feast/abc-20260101T000000Z"},
         "larder_redis_address": "192.0.2.2",
         "larder_redis_port": 6379,
         "timescaledb_passwords": dict.fromkeys(purposes, password),
@@ -67,30 +69,81 @@ def render(purpose: str, password: str) -> str:
     return environment.get_template("feature_store.yaml.j2").render(variables)
 
 
-def passwords_that_feast_uses(purpose: str, password: str, directory: Path) -> dict[str, str]:
-    """Return the password that each of Feast's three clients would log in with."""
+# Whose login each of Feast's clients uses.
+LOGINS = {
+    "serve": {"registry": "serve", "offline store": "serve", "online store": "serve"},
+    "push": {"registry": "push", "offline store": "push", "online store": "push"},
+    "pipeline": {"registry": "registry", "offline store": "pipeline", "online store": "materialize"},
+    "train": {"registry": "train", "offline store": "train", "online store": "serve"},
+}
+
+
+def clients(purpose: str, password: str, directory: Path) -> dict[str, dict[str, Any]]:
+    """Return how each of Feast's clients would log in: user, password, and what it asks of TLS."""
     path = directory / "feature_store.yaml"
     path.write_text(render(purpose, password), encoding="utf-8")
     config = load_repo_config(directory, path)
+    offline = config.offline_store
+    url = make_url(config.registry.path)
+    libpq = conninfo_to_dict(config.registry.path.replace("+psycopg", ""))
     _, redis = RedisOnlineStore._parse_connection_string(config.online_store.connection_string)
+    assert (url.username, url.password) == (libpq["user"], libpq["password"])
     return {
-        "registry": make_url(config.registry.path).password,
-        "registry, by libpq": conninfo_to_dict(config.registry.path.replace("+psycopg", ""))["password"],
-        "offline store": config.offline_store.password,
-        "online store": redis["password"],
+        "registry": libpq,
+        "offline store": conninfo_to_dict(_get_conninfo(offline), **_get_conn_kwargs(offline)),
+        "online store": redis | {"user": redis["username"]},
+    }
+
+
+def logins(purpose: str, password: str, directory: Path) -> dict[str, tuple[str, str]]:
+    return {name: (c["user"], c["password"]) for name, c in clients(purpose, password, directory).items()}
+
+
+def expected(purpose: str, password: str) -> dict[str, tuple[str, str]]:
+    generation = filters.larder_login("x", {"x": password}).removeprefix("x_")
+    return {
+        name: (f"{'' if name == 'online store' else 'feast_'}{login}_{generation}", password)
+        for name, login in LOGINS[purpose].items()
     }
 
 
 @pytest.mark.parametrize("password", HOSTILE)
-@pytest.mark.parametrize("purpose", ["serve", "push", "pipeline", "train"])
+@pytest.mark.parametrize("purpose", LOGINS)
 def test_hostile_password_reaches_every_client_unchanged(purpose: str, password: str, tmp_path: Path) -> None:
-    assert set(passwords_that_feast_uses(purpose, password, tmp_path).values()) == {password}
+    assert logins(purpose, password, tmp_path) == expected(purpose, password)
 
 
 @given(password=passwords)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_password_reaches_every_client_unchanged(password: str, tmp_path: Path) -> None:
-    assert set(passwords_that_feast_uses("pipeline", password, tmp_path).values()) == {password}
+    assert logins("pipeline", password, tmp_path) == expected("pipeline", password)
+
+
+@pytest.mark.parametrize("purpose", LOGINS)
+def test_every_client_shows_a_certificate_and_checks_the_servers(purpose: str, tmp_path: Path) -> None:
+    directory = "/etc/larder/tls/feast/abc-20260101T000000Z"
+    using = clients(purpose, "x", tmp_path)
+    for store in ("registry", "offline store"):
+        assert (
+            using[store].items()
+            >= {
+                "sslmode": "verify-full",
+                "sslrootcert": f"{directory}/ca.crt",
+                "sslcert": f"{directory}/tls.crt",
+                "sslkey": f"{directory}/tls.key",
+            }.items()
+        )
+    assert (
+        using["online store"].items()
+        >= {
+            "ssl": True,
+            "ssl_min_version": ssl.TLSVersion.TLSv1_3,
+            "ssl_check_hostname": True,
+            "ssl_ca_certs": f"{directory}/ca.crt",
+            "ssl_certfile": f"{directory}/tls.crt",
+            "ssl_keyfile": f"{directory}/tls.key",
+        }.items()
+    )
 
 
 @given(password=passwords)

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import threading
+import time
 from contextlib import asynccontextmanager
 
 import pandas as pd
@@ -11,7 +13,7 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSour
 from feast.types import Float64
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from larder import serve
+from larder import drain, serve
 
 SECRET = "s3cret-in-the-file"
 CONFIG = """
@@ -48,11 +50,12 @@ def apply(directory):
     store.write_to_online_store("prices", pd.DataFrame(row))
 
 
-async def ask(app, method, path, body=None):
+async def ask(app, method, path, body=None, client="198.51.100.1"):
     """Return status and decoded body of one request."""
     sent = []
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    scope["client"] = (client, 1)
 
     async def receive():
         return {"type": "http.request", "body": b"" if body is None else json.dumps(body).encode()}
@@ -87,7 +90,7 @@ def test_an_instance_with_features_is_ready(directory):
     apply(directory)
 
     async def scenario(app):
-        assert await ask(app, "GET", "/ready") == (200, {"status": "ready", "revision": "abc"})
+        assert await ask(app, "GET", "/ready") == (200, {"status": "ready", "revision": "abc", "unaware": []})
         assert (await ask(app, "POST", "/get-online-features", READ))[1]["results"][1]["values"] == [1.5]
 
     run(scenario)
@@ -102,6 +105,49 @@ def test_an_instance_that_drains_is_not_found_but_serves(directory):
         assert (await ask(app, "POST", "/get-online-features", READ))[0] == 200
 
     run(scenario)
+
+
+def test_a_gateway_is_aware_when_it_was_told_often_enough(directory, monkeypatch):
+    monkeypatch.setenv("LARDER_GATEWAYS", "192.0.2.1 192.0.2.2")
+    apply(directory)
+
+    async def unaware(app, client):
+        return (await ask(app, "GET", "/ready", client=client))[1]["unaware"]
+
+    async def scenario(app):
+        assert await unaware(app, "198.51.100.1") == ["192.0.2.1", "192.0.2.2"]
+        assert await unaware(app, "192.0.2.1") == ["192.0.2.1", "192.0.2.2"]
+        assert await unaware(app, "192.0.2.1") == ["192.0.2.2"]
+        (directory / "draining").touch()
+        assert await unaware(app, "192.0.2.2") == ["192.0.2.1"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("gateways", "main_process", "tell", "seconds"),
+    [
+        ("192.0.2.1", "1", True, (1, 3)),
+        ("192.0.2.1", "1", False, (6, 8)),
+        ("", "1", False, (0, 0.5)),
+        ("192.0.2.1", "", False, (0, 0.5)),
+    ],
+    ids=["told", "a gateway that does not ask", "no gateway", "after a crash"],
+)
+def test_an_instance_stops_when_the_gateways_know(directory, monkeypatch, gateways, main_process, tell, seconds):
+    monkeypatch.setenv("LARDER_GATEWAYS", gateways)
+    monkeypatch.setenv("MAINPID", main_process)
+
+    def asks():
+        time.sleep(0.5)
+        assert (directory / "draining").exists()
+        drain.Gateways(directory, drain.names()).note("192.0.2.1", "draining")
+
+    if tell:
+        threading.Thread(target=asks).start()
+    started = time.monotonic()
+    drain.main(5)
+    assert seconds[0] <= time.monotonic() - started <= seconds[1]
 
 
 def test_an_instance_waits_for_the_first_apply(directory):

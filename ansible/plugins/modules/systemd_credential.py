@@ -43,6 +43,10 @@ path:
   description: File of the encrypted credential.
   type: str
   returned: always
+differs:
+  description: Whether the credential was not as wanted; for a task that only asks, in check mode.
+  type: bool
+  returned: always
 """
 
 from pathlib import Path  # noqa: E402 - the documentation stands first, as Ansible asks
@@ -93,7 +97,7 @@ def main() -> None:
             encrypt(module, name, path, content)
         if path.exists():  # in check mode it may not
             changed = module.set_mode_if_different(str(path), 0o600, changed)
-    module.exit_json(changed=changed, path=str(path))
+    module.exit_json(changed=changed, differs=changed, path=str(path))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,86 @@ def test_the_user_of_feast_cannot_log_in_and_reads_no_credential(host: Host) -> 
     assert host.run("runuser -u feast -- cat /etc/credstore.encrypted/load_url").rc != 0
 
 
+def test_a_command_runs_in_a_sandbox(host: Host) -> None:
+    host.check_output("sh -c '(sleep 30 | larder probe) > /dev/null 2>&1 &'")
+    units = "systemctl list-units --plain --no-legend 'feast-larder-*' | cut -d ' ' -f 1"
+    deadline = time.monotonic() + 20
+    while not (unit := host.check_output(units)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    try:
+        result = host.run(f"systemd-analyze security --no-pager --threshold=15 {unit}")
+        assert result.rc == 0, result.stdout
+        assert host.check_output(f"systemctl show --value --property=User {unit}") == "feast"
+    finally:
+        host.check_output(f"systemctl stop {unit}")
+
+
+def playbook(pytestconfig: pytest.Config, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    inventories = [ROOT / "molecule/shared/inventory", pytestconfig.getoption("--ansible-inventory")]
+    command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories), *options, name]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("purpose", ["train", "serve"])
+def test_a_client_outside_gets_all_that_it_needs(
+    inventory: Any, host: Host, pytestconfig: pytest.Config, tmp_path: Path, purpose: str
+) -> None:
+    """What client_config.yml writes is carried to a host, and logs in from there."""
+    config = tmp_path / "feature_store.yaml"
+    variables = f"--extra-vars={json.dumps({'client_path': str(config), 'client_purpose': purpose})}"
+    written = playbook(pytestconfig, "ansible/client_config.yml", variables)
+    assert written.returncode == 0, written.stdout
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    assert modes == {"feature_store.yaml": "0o600", "tls.key": "0o600", "tls.crt": "0o644", "ca.crt": "0o644"}
+    host.check_output(f"mkdir -p {tmp_path}")
+    for name in ("ca.crt", "tls.crt", "tls.key"):
+        inventory.run("feast1", f"sudo install -m 0600 /dev/stdin {tmp_path}/{name}", (tmp_path / name).read_text())
+    tried = [{"purpose": purpose, "name": "feature_store.yaml", "content": config.read_text()}]
+    # As root: no other user can read root's key.
+    inventory.run("feast1", f"sudo {CURRENT}/bin/larder probe", json.dumps(tried))
+    key = host.run(f"runuser -u feast -- cat {tmp_path}/tls.key")
+    assert key.rc != 0
+
+
+def test_a_secret_that_a_store_does_not_know_changes_nothing(
+    host: Host, inventory: Any, pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
+    state = "sha256sum /etc/credstore.encrypted/*"
+    before = host.check_output(state)
+    for kind, purpose, says in (
+        ("timescaledb_passwords", "load", "load at the database"),
+        ("timescaledb_passwords", "registry", "pipeline at the registry"),
+        ("timescaledb_passwords", "pipeline", "pipeline at the offline store"),
+        ("redis_passwords", "materialize", "pipeline at the online store"),
+    ):
+        secrets = {kind: inventory.variables("feast1")[kind] | {purpose: "nobody-knows-this"}}
+        file = tmp_path / "secrets.json"
+        file.write_text(json.dumps(secrets))
+        result = playbook(pytestconfig, "molecule/feast/secrets.yml", f"--extra-vars=@{file}")
+        assert result.returncode != 0
+        sentence = next(line for line in result.stdout.splitlines() if "Nothing was changed:" in line)
+        assert says in sentence
+        assert "nobody-knows-this" not in result.stdout
+        assert host.check_output(state) == before
+
+
+def test_what_began_with_former_secrets_is_waited_for(host: Host, pytestconfig: pytest.Config) -> None:
+    host.check_output(
+        "systemd-run --unit=began-before --uid=feast"
+        " -p LoadCredentialEncrypted=pipeline_url:/etc/credstore.encrypted/pipeline_url sleep 600"
+    )
+    unchanged = playbook(pytestconfig, "molecule/feast/secrets.yml")
+    assert unchanged.returncode == 0, "it began with the present ones"
+    host.check_output("touch /etc/credstore.encrypted/load_url")
+    try:
+        waited = playbook(pytestconfig, "molecule/feast/secrets.yml", "--extra-vars=larder_drain_seconds=5")
+        assert waited.returncode != 0
+        assert "began-before.service on feast1 began with former secrets" in " ".join(waited.stdout.split())
+    finally:
+        host.check_output("systemctl stop began-before")
+    assert playbook(pytestconfig, "molecule/feast/secrets.yml").returncode == 0
+
+
 def test_status_is_machine_readable(host: Host) -> None:
     result = host.run("larder status --json")
     assert result.rc == 5  # nothing was materialized yet, and it says so
@@ -120,18 +201,8 @@ def test_altered_lock_is_refused_before_the_environment_changes(
     section = re.search(r"^feast==.*?(?=^\w)", lock, re.DOTALL | re.MULTILINE)
     assert section
     altered.write_text(lock.replace(section[0], re.sub(r"sha256:[0-9a-f]{8}", "sha256:00000000", section[0])))
-    inventories = [ROOT / "molecule/shared/inventory", pytestconfig.getoption("--ansible-inventory")]
-    result = subprocess.run(
-        [
-            "ansible-playbook",
-            *(f"--inventory={path}" for path in inventories),
-            f"--extra-vars={json.dumps({'__feast_lock': str(altered)})}",
-            "molecule/feast/converge.yml",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    variables = f"--extra-vars={json.dumps({'__feast_lock': str(altered)})}"
+    result = playbook(pytestconfig, "molecule/feast/converge.yml", variables)
     assert result.returncode != 0
     assert "hash mismatch" in result.stdout.lower()
     assert host.check_output(f"readlink {CURRENT}") == before

@@ -29,10 +29,47 @@ def test_every_instance_reads_features_and_starts_at_boot(server, unit):
     assert server.host.service(unit).is_enabled
 
 
-def test_the_instances_are_closed_to_strangers(server, stranger, unit):
-    script = (
-        f"import socket; socket.create_connection(('{server.variables['ansible_host']}', {UNITS[unit]}), timeout=3)"
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("-CAfile {own}/ca.crt", "certificate required"),
+        ("-CAfile {own}/ca.crt -cert /root/foreign.crt -key /root/foreign.key", "unknown ca"),
+        ("-CAfile {own}/ca.crt -cert {own}/tls.crt -key {own}/tls.key -tls1_2", "alert protocol version"),
+    ],
+    ids=["no certificate", "certificate of a foreign authority", "TLS 1.2"],
+)
+def test_a_client_that_the_stack_does_not_know_is_refused(server, unit, options, says):
+    server.host.check_output(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=server1"
+        " -keyout /root/foreign.key -out /root/foreign.crt 2>&1"
     )
+    # A TLS 1.3 client learns of the refusal when it reads.
+    command = f"(sleep 2) | openssl s_client -connect {server.address}:{UNITS[unit]} {options} 2>&1"
+    answer = server.host.run(command.format(own=server.certificate)).stdout
+    assert says in answer.lower()
+
+
+def test_a_request_without_tls_is_not_answered(server, unit):
+    url = f"http://{server.address}:{UNITS[unit]}/ready"
+    script = f"import urllib.request; urllib.request.urlopen('{url}', timeout=5)"
+    result = server.host.run(f'python3 -c "{script}"')
+    assert result.failed
+    assert "RemoteDisconnected" in result.stderr or "ConnectionResetError" in result.stderr
+
+
+def test_an_instance_shows_its_own_name_and_no_other(server, unit):
+    own = server.certificate
+    known = f"-CAfile {own}/ca.crt -cert {own}/tls.crt -key {own}/tls.key -verify_return_error"
+    for name, accepted in (("server1", True), ("server2", False)):
+        result = server.host.run(
+            f"openssl s_client -connect {server.address}:{UNITS[unit]} {known} -verify_hostname {name} < /dev/null"
+        )
+        assert (result.rc == 0) is accepted
+    assert "hostname mismatch" in (result.stdout + result.stderr).lower()
+
+
+def test_the_instances_are_closed_to_strangers(server, stranger, unit):
+    script = f"import socket; socket.create_connection(('{server.address}', {UNITS[unit]}), timeout=3)"
     assert stranger.run(f'python3 -c "{script}"').failed
 
 
@@ -79,14 +116,27 @@ def test_a_restart_returns_when_the_instance_serves(server):
     assert server.ask(6566, "/ready").status == 200
 
 
-def test_an_instance_that_stops_says_so_first(server):
+def test_an_instance_that_stops_serves_until_the_gateway_knows(server):
+    """This host is the inventory's gateway: what asks from here asks as the gateway."""
     server.host.check_output("systemctl --no-block restart feature-server@2")
     time.sleep(1)
-    answer = server.ask(6567, "/ready")
-    assert (answer.status, answer.json["status"]) == (404, "draining")
     assert server.read(6567, "ANY").status == 200, "it serves while it drains"
+    answer = server.ask(6567, "/ready")
+    assert (answer.status, answer.json["status"], answer.json["unaware"]) == (404, "draining", [])
     server.host.check_output("systemctl start feature-server@2")
     assert server.ask(6567, "/ready").status == 200
+
+
+def test_an_instance_that_the_gateway_does_not_ask_stops_at_the_deadline(server):
+    before = pids(server, "push-server@2")
+    server.host.check_output("systemctl --no-block restart push-server@2")
+    time.sleep(4)
+    assert pids(server, "push-server@2") == before
+    server.host.check_output("systemctl start push-server@2")
+    deadline = time.monotonic() + 60
+    while (now := server.host.run("systemctl show --value --property=MainPID push-server@2").stdout.strip()) in before:
+        assert time.monotonic() < deadline, f"{now} still runs"
+        time.sleep(1)
 
 
 def test_a_killed_instance_comes_back(server):

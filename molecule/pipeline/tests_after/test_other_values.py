@@ -50,7 +50,9 @@ def test_run_past_its_deadline_is_ended_and_the_next_one_recovers(host: Host) ->
     finally:
         # Neither psql nor the run says good-bye: the server notices by itself.
         host.check_output(f"rm -r {drop_in}; systemctl daemon-reload; systemctl kill --signal=KILL lock")
-    sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'feast_pipeline' OR query LIKE '%pg_sleep%600%'"
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'feast_pipeline%' OR query LIKE '%pg_sleep%600%'"
+    )
     deadline = time.monotonic() + 40
     while int(host.check_output(f'runuser -u postgres -- psql -At -d feast -c "{sessions}"')) > 1:  # this one
         assert time.monotonic() < deadline, "the server keeps the sessions of clients that died"
