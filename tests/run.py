@@ -24,7 +24,18 @@ VENV = STATE / "test-venv"
 LOCK = ROOT / "tests/requirements.txt"
 # Two scenarios side by side keep two cores busy; the longest start first.
 LANES = 2
-LONGEST_FIRST = ("default", "rotation", "leaks", "repository", "feature_server", "gateway", "pipeline", "timescaledb", "feast")
+LONGEST_FIRST = (
+    "default",
+    "rotation",
+    "leaks",
+    "repository",
+    "feature_server",
+    "gateway",
+    "pipeline",
+    "timescaledb",
+    "feast",
+    "redis",
+)
 # Scenarios that take too long for every day.
 SOAK = ("soak",)
 # What a failed part shows: of its log, what went wrong, and the end.
