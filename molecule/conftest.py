@@ -39,12 +39,16 @@ class Inventory:
         """Return how the gateway's clients check its certificate: by the file that they were given."""
         return ssl.create_default_context(cafile=str(Path(self.path) / "ca.crt"))
 
-    def run(self, name: str, command: str, stdin: str) -> str:
-        """Run a command on a host with something secret on its standard input; return what it prints."""
+    def argv(self, name: str, command: str) -> list[str]:
+        """Return the local command that runs a command on a host."""
         host = self.variables(name)
         argv = ["ssh", *self._multiplex, "-i", host["ansible_ssh_private_key_file"]]
         argv += shlex.split(host["ansible_ssh_common_args"])
-        argv += [f"{host['ansible_user']}@{host['ansible_host']}", command]
+        return [*argv, f"{host['ansible_user']}@{host['ansible_host']}", command]
+
+    def run(self, name: str, command: str, stdin: str) -> str:
+        """Run a command on a host with something secret on its standard input; return what it prints."""
+        argv = self.argv(name, command)
         return subprocess.run(argv, input=stdin, text=True, capture_output=True, check=True, timeout=300).stdout
 
 

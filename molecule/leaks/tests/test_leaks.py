@@ -1,0 +1,84 @@
+"""Nothing leaks. First the scanner proves itself: what was planted is found, whatever its place and its form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from allowed import ALLOWED, Allowed
+from canaries import patterns
+from plants import FORMS, PLACES
+
+FAILING = {
+    "a wrong password of the vault": "Decryption failed",
+    "secrets that cannot work": "redis_passwords.serve",
+    "a secret that is half a template": "redis_passwords",
+    "a vault that is no YAML": "vault.yml",
+    "a rotation without PostgreSQL": "fatal: [single1]",
+    "a rotation that no consumer can try": "fatal: [single1]",
+}
+
+
+def found(evidence: Any, name: str) -> set[str]:
+    return {hit.place for hit in evidence.hits if hit.secret.kind == "planted" and hit.secret.name == name}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scanner_finds_a_secret_in_every_form(evidence: Any, form: str) -> None:
+    assert found(evidence, form) == {"host: files"}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_scanner_finds_a_secret_in_every_place(evidence: Any, name: str) -> None:
+    assert PLACES[name] <= found(evidence, name)
+
+
+def test_scanner_looked_often_enough_to_see_what_is_short(evidence: Any) -> None:
+    periods = {
+        capture.place: float(capture.content) for capture in evidence.stack.captures if capture.place.endswith("period")
+    }
+    assert periods.keys() == {"controller: period", "host: period"}
+    assert max(periods.values()) < 0.15, periods
+
+
+def test_everything_that_should_happen_has_happened(evidence: Any) -> None:
+    runs = evidence.stack.runs
+    assert {label for label, run in runs.items() if run.code} == FAILING.keys()
+    assert {label for label, sentence in FAILING.items() if sentence not in runs[label].output} == set()
+    assert [
+        unit for unit, (before, after) in evidence.crashed.items() if "0" in {before, after} or before == after
+    ] == []
+
+
+def test_clients_who_err_are_told_so(evidence: Any) -> None:
+    answers = evidence.stack.answers
+    assert answers["read again"] == 200
+    assert answers["a token that nobody has"] == answers["a token and more"] == answers["no token"] == 401
+    assert answers["a reader pushes"] == 403
+    assert answers["read without redis-server"] in {500, 502, 503, 504}
+
+
+def test_nothing_leaks(evidence: Any) -> None:
+    leaks = [str(hit) for hit in evidence.hits if hit.secret.kind != "planted" and not hit.allowed]
+    assert leaks == []
+
+
+@pytest.mark.parametrize("entry", ALLOWED, ids=lambda entry: f"{entry.place} {entry.path}".strip())
+def test_what_is_allowed_is_there(evidence: Any, entry: Allowed) -> None:
+    """An exception that nothing needs is one too many; and the scan sees real secrets, not only planted ones."""
+    assert any(entry.covers(hit.place, hit.path, hit.owner, hit.mode, hit.secret.kind) for hit in evidence.hits)
+
+
+def test_no_service_leaves_its_memory_behind(evidence: Any) -> None:
+    assert evidence.cores == []
+
+
+def test_turned_off_by_the_documented_switch_secrets_are_shown(evidence: Any) -> None:
+    """So what hides them is no_log, and the scan of a run's output sees what it hides."""
+    stack = evidence.stack
+    secrets = [secret for secret in stack.secrets.values() if secret.kind in {"password", "hash", "verifier"}]
+    off = {"larder_secure_logging": False}
+    run = stack.playbook("larder_secure_logging: false", "site.yml", "--check", variables=off)
+    assert run.code == 0, "check mode has failed"
+    shown = {secret.name for pattern, secret in patterns(secrets).items() if pattern in run.output.encode()}
+    assert shown, "nothing that could help to debug"
