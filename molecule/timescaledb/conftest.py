@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,15 @@ from testinfra.host import Host
 SCENARIO = Path(__file__).parent
 ROOT = SCENARIO.parent.parent
 
+FILES = {"sslrootcert": "ca.crt", "sslcert": "tls.crt", "sslkey": "tls.key"}
+
 Query = Callable[..., CommandResult]
+
+spec = importlib.util.spec_from_file_location("secrets_filter", ROOT / "ansible/plugins/filter/secrets.py")
+assert spec
+assert spec.loader
+secrets = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(secrets)
 
 
 def connect(name: str) -> Host:
@@ -35,27 +45,68 @@ def passwords(store: Host) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def query(store: Host, passwords: dict[str, str]) -> Query:
-    """Run SQL as a purpose from another host; gives psql's result, rows unaligned."""
+def login() -> Callable[[str, str], str]:
+    """Return the login that a purpose's password makes."""
+    return lambda purpose, password: f"feast_{secrets.larder_login(purpose, {purpose: password})}"
+
+
+@pytest.fixture(scope="session")
+def client_address() -> str:
+    return str(connect("client1").ansible.get_variables()["ansible_host"])
+
+
+@pytest.fixture(scope="session")
+def certificate() -> Callable[..., dict[str, str]]:
+    """Return a client's certificate as libpq's options: the stack's, or under gateway one of a foreign authority."""
+
+    @cache
+    def options(host: str = "client1", service: str = "feast") -> dict[str, str]:
+        directory = connect(host).check_output("ls -d /etc/larder/tls/%s/*Z", service)
+        return {option: f"{directory}/{name}" for option, name in FILES.items()}
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def query(
+    store: Host,
+    passwords: dict[str, str],
+    login: Callable[[str, str], str],
+    certificate: Callable[..., dict[str, str]],
+) -> Query:
+    """Run SQL as a purpose from another host; gives psql's result, rows unaligned.
+
+    ``options`` are added to what a proper client has; one that is None is left out. With ``background`` the session
+    stays open on its host, and nothing is returned of it.
+    """
     address = store.ansible.get_variables()["ansible_host"]
 
     def run(
         purpose: str,
         sql: str,
         *,
-        host: str = "client1",
+        on: str = "client1",
         user: str = "",
         password: str | None = None,
-        options: str = "sslmode=require",
+        background: bool = False,
+        **options: str | None,
     ) -> CommandResult:
-        login = f"host={address} dbname=feast user={user or 'feast_' + purpose} connect_timeout=5 {options}"
         secret = passwords.get(purpose, "") if password is None else password
-        return connect(host).run(
-            "PGPASSWORD=%s psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 %s --command=%s",
-            secret,
-            login,
-            sql,
-        )
+        settings: dict[str, str | None] = {
+            "host": address,
+            "dbname": "feast",
+            "user": user or login(purpose, secret),
+            "connect_timeout": "5",
+            "sslmode": "verify-full",
+            **certificate(on),
+            **options,
+        }
+        psql = "psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1"
+        command = f"PGPASSWORD=%s {psql} %s --command=%s"
+        if background:
+            command = f"PGPASSWORD=%s nohup {psql} %s --command=%s > /tmp/background.log 2>&1 &"
+        conninfo = " ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
+        return connect(on).run(command, secret, conninfo, sql)
 
     return run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 PURPOSES = ["load", "pipeline", "registry", "serve", "push"]
@@ -13,21 +15,56 @@ def test_every_purpose_of_the_inventory_logs_in_with_its_password(query, purpose
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_a_wrong_password_is_refused(query, purpose):
-    assert "password authentication failed" in query(purpose, "SELECT 1", password="wrong").stderr
+def test_a_wrong_password_is_refused(query, purpose, passwords, login):
+    user = login(purpose, passwords[purpose])
+    assert "password authentication failed" in query(purpose, "SELECT 1", user=user, password="wrong").stderr
+
+
+def test_another_purposes_password_is_refused(query, passwords, login):
+    user = login("pipeline", passwords["pipeline"])
+    result = query("pipeline", "SELECT 1", user=user, password=passwords["load"])
+    assert "password authentication failed" in result.stderr
+
+
+def test_a_purpose_itself_is_no_login(query):
+    assert "password authentication failed" in query("serve", "SELECT 1", user="feast_serve").stderr
 
 
 def test_the_connection_is_encrypted_by_tls_1_3(query):
-    assert query("serve", "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()").stdout.strip() == "TLSv1.3"
+    version = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+    assert query("serve", f"SET ROLE NONE; {version}").stdout.strip() == "TLSv1.3"
 
 
-@pytest.mark.parametrize("options", ["sslmode=disable", "sslmode=require ssl_max_protocol_version=TLSv1.2"])
-def test_a_client_without_proper_tls_is_refused(query, options):
-    assert query("serve", "SELECT 1", options=options).rc != 0
+NO_CERTIFICATE = {"sslcert": None, "sslkey": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"sslmode": "disable"}, "pg_hba.conf rejects connection"),
+        ({"ssl_max_protocol_version": "TLSv1.2"}, "protocol version"),
+        (NO_CERTIFICATE, "connection requires a valid client certificate"),
+        ({"host": "elsewhere"}, 'does not match host name "elsewhere"'),
+    ],
+)
+def test_a_client_without_proper_tls_is_refused(query, store, options, refusal):
+    address = store.ansible.get_variables()["ansible_host"]
+    assert refusal in query("serve", "SELECT 1", hostaddr=address, **options).stderr
+
+
+def test_a_clients_certificate_of_another_authority_is_refused(query, certificate):
+    foreign = certificate("client1", "gateway")
+    result = query("serve", "SELECT 1", sslcert=foreign["sslcert"], sslkey=foreign["sslkey"])
+    assert "unknown ca" in result.stderr
+
+
+def test_a_client_of_another_authority_refuses_the_server(query, certificate):
+    result = query("serve", "SELECT 1", sslrootcert=certificate("client1", "gateway")["sslrootcert"])
+    assert "certificate verify failed" in result.stderr
 
 
 def test_a_host_outside_the_inventory_groups_is_refused(query):
-    assert "no pg_hba.conf entry" in query("serve", "SELECT 1", host="stranger").stderr
+    assert "no pg_hba.conf entry" in query("serve", "SELECT 1", on="stranger").stderr
 
 
 def test_a_purpose_is_refused_from_a_host_that_does_not_need_it(query):
@@ -41,7 +78,7 @@ def test_neither_superuser_nor_owner_logs_in_remotely(query, user):
 
 
 def test_other_databases_are_closed(query):
-    assert "no pg_hba.conf entry" in query("serve", "SELECT 1", options="sslmode=require dbname=postgres").stderr
+    assert "no pg_hba.conf entry" in query("serve", "SELECT 1", dbname="postgres").stderr
 
 
 def test_the_server_listens_on_named_addresses_only(store):
@@ -109,14 +146,68 @@ def test_a_query_that_runs_too_long_is_cancelled(query):
     assert query("serve", "SHOW statement_timeout").stdout.strip() == "30s"
 
 
+def test_one_session_more_than_a_purpose_may_have_is_refused(query, superuser):
+    for _ in range(3):
+        query("load", "SELECT pg_sleep(60)", background=True)
+    sessions = "FROM pg_stat_activity WHERE usename ^@ 'feast_load'"
+    try:
+        deadline = time.monotonic() + 30
+        while superuser(f"SELECT count(*) {sessions}").strip() != "3":
+            assert time.monotonic() < deadline
+        assert "too many connections for role" in query("load", "SELECT 1").stderr
+        assert query("serve", "SELECT 1").rc == 0
+    finally:
+        superuser(f"SELECT pg_terminate_backend(pid, 5000) {sessions}")
+
+
+def test_what_a_login_makes_belongs_to_its_purpose(query, superuser):
+    assert query("registry", "CREATE TABLE IF NOT EXISTS feast_registry.probe (n int)").rc == 0
+    owner = superuser("SELECT tableowner FROM pg_tables WHERE schemaname = 'feast_registry' AND tablename = 'probe'")
+    assert owner.strip() == "feast_registry"
+    depends = "SELECT count(*) FROM pg_shdepend JOIN pg_roles ON pg_roles.oid = refobjid WHERE rolcanlogin"
+    assert superuser(f"{depends} AND rolname <> 'postgres'").strip() == "0"
+
+
+def test_nobody_may_use_a_database_or_create_in_public_unless_granted(superuser):
+    rights = "CROSS JOIN aclexplode({}) WHERE grantee = 0"
+    databases = rights.format("coalesce(datacl, acldefault('d', datdba))")
+    assert superuser(f"SELECT datname FROM pg_database {databases} AND datallowconn") == ""
+    schemas = rights.format("nspacl")
+    assert superuser(f"SELECT nspname FROM pg_namespace {schemas} AND privilege_type = 'CREATE'") == ""
+
+
+def test_only_postgres_is_more_than_an_ordinary_role(superuser):
+    able = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
+    assert superuser(f"SELECT rolname FROM pg_roles WHERE {able}").split() == ["postgres"]
+
+
 def test_passwords_are_stored_as_scram_verifiers_of_4096_rounds(superuser):
     stored = superuser("SELECT rolpassword FROM pg_authid WHERE rolcanlogin AND rolname <> 'postgres'").split()
     assert len(stored) == 7
     assert all(verifier.startswith("SCRAM-SHA-256$4096:") for verifier in stored)
 
 
-def test_the_log_holds_neither_password_nor_verifier(store, passwords):
-    log = store.check_output("sudo cat /var/log/postgresql/postgresql-17-main.log")
-    assert "CREATE TABLE" in log, "DDL is logged"
+def test_the_log_tells_who_did_what_from_where(store, query, passwords, login, client_address):
+    user, client = login("registry", passwords["registry"]), client_address
+    query("registry", "SELECT 1", user=user, password="a guess that is wrong")
+    query("registry", "CREATE TABLE feast_registry.audited (); DROP TABLE feast_registry.audited")
+    # Not as an argument: sudo tells the journal what it runs.
+    typed = "CREATE ROLE audited PASSWORD 'typed in by somebody'; DROP ROLE audited"
+    store.check_output("echo %s | sudo -u postgres psql feast", typed)
+    lines = store.check_output("sudo cat /var/log/postgresql/postgresql-17-main.log").splitlines()
+
+    def logged(*parts):
+        return any(all(part in line for part in parts) for line in lines)
+
+    assert logged(f"{user}@feast/", f"/{client} FATAL:", "password authentication failed")
+    assert logged(f"{user}@feast/[unknown]/{client} LOG:", "connection authorized")
+    assert logged(f"{user}@feast/psql/{client} LOG:", "AUDIT: SESSION", "CREATE TABLE feast_registry.audited")
+    assert logged("postgres@feast/psql/[local] LOG:", "AUDIT: SESSION", "CREATE ROLE audited PASSWORD <REDACTED>")
+
+
+def test_neither_log_nor_journal_holds_password_or_verifier(store, passwords):
+    log = store.check_output("sudo cat /var/log/postgresql/postgresql-17-main.log; sudo journalctl --no-pager")
     assert "SCRAM-SHA-256$4096" not in log
+    assert "typed in by somebody" not in log
+    assert "a guess that is wrong" not in log
     assert not [purpose for purpose in ("load", "pipeline", "push", "train") if passwords[purpose] in log]

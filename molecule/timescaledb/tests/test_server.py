@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 
 def settings(superuser, *names):
     values = superuser("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
@@ -22,8 +24,14 @@ def test_the_cluster_is_safe_and_its_order_stable(superuser):
 
 def test_memory_follows_timescaledb_tune(superuser):
     """timescaledb-tune 0.18 --memory=1GB gives these, whatever the number of processors."""
-    names = ("shared_buffers", "effective_cache_size", "maintenance_work_mem", "wal_buffers", "max_connections")
-    assert list(settings(superuser, *names).values()) == ["256MB", "768MB", "128MB", "7864kB", "25"]
+    names = ("shared_buffers", "effective_cache_size", "maintenance_work_mem", "wal_buffers")
+    assert list(settings(superuser, *names).values()) == ["256MB", "768MB", "128MB", "7864kB"]
+
+
+def test_every_login_finds_room_during_a_rotation(superuser):
+    limits = "SELECT sum(rolconnlimit) * 2 <= current_setting('max_connections')::int - 3 FROM pg_roles"
+    assert superuser(f"{limits} WHERE rolcanlogin AND rolname <> 'postgres'").strip() == "t"
+    assert superuser("SELECT count(*) FROM pg_roles WHERE rolconnlimit < 0 AND rolcanlogin").strip() == "1"
 
 
 def test_timescaledb_is_the_apache_edition_and_sends_nothing_home(superuser):
@@ -66,3 +74,36 @@ def test_the_server_comes_back_by_itself_after_a_kill(store, query, superuser):
         assert time.monotonic() < deadline
         time.sleep(1)
     assert superuser("SELECT count(*) FROM pg_class") != "0"
+
+
+@pytest.mark.parametrize("unit", ["postgresql@17-main.service", "larder-retention.service"])
+def test_the_unit_is_sandboxed(store, unit):
+    assert store.run("systemd-analyze security --threshold=15 %s", unit).rc == 0
+
+
+def test_the_server_runs_without_privileges_and_leaves_no_core(store):
+    pid = store.check_output("sudo head -n 1 /var/lib/postgresql/17/main/postmaster.pid")
+    status = dict(
+        line.split(":\t", 1)
+        for line in store.check_output("sudo cat /proc/%s/status", pid).splitlines()
+        if ":\t" in line
+    )
+    assert (status["CapEff"], status["NoNewPrivs"], status["Seccomp"]) == ("0" * 16, "1", "2")
+    inside = f"sudo nsenter --target={pid} --mount"
+    assert store.run(f"{inside} touch /usr/local/mine").rc != 0
+    assert store.run(f"{inside} ls /root").stdout == ""
+    limits = store.check_output("sudo grep 'core file' /proc/%s/limits", pid)
+    assert limits.split()[4:6] == ["0", "0"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/var/lib/postgresql/17/main", "/etc/postgresql/17/main/pg_hba.conf", "/etc/larder/tls/timescaledb/*/tls.key"],
+)
+def test_another_user_of_the_host_cannot_read_what_is_the_servers(store, path):
+    assert "Permission denied" in store.run(f"sudo -u nobody sh -c 'cat {path}/* {path}'").stderr
+
+
+def test_parallel_and_compiled_queries_work_in_the_sandbox(superuser):
+    settings = "SET jit = on; SET jit_above_cost = 0; SET debug_parallel_query = on; SET parallel_setup_cost = 0"
+    assert superuser(f"{settings}; SELECT sum(n) FROM generate_series(1, 100000) AS n").strip() == "5000050000"

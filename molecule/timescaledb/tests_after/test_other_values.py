@@ -45,11 +45,6 @@ def test_another_run_changes_nothing(playbook):
     assert " changed=0 " in result.stdout
 
 
-def test_a_new_password_replaces_the_old_one(query):
-    assert query("pipeline", "SELECT 1", password="another password").rc == 0
-    assert "password authentication failed" in query("pipeline", "SELECT 1").stderr
-
-
 def test_a_new_memory_value_is_in_force(superuser):
     assert superuser("SHOW shared_buffers").strip() == "192MB"
     assert superuser("SELECT name FROM pg_settings WHERE pending_restart") == ""
@@ -72,7 +67,7 @@ def test_a_right_that_is_no_longer_declared_is_revoked(superuser):
 
 def test_a_setting_that_can_be_reloaded_does_not_restart_the_server(playbook, superuser):
     before = started(superuser)
-    assert playbook("part.yml", part="configure", timescaledb_settings={"work_mem": "20MB"}).returncode == 0
+    assert playbook("part.yml", parts=["configure"], timescaledb_settings={"work_mem": "20MB"}).returncode == 0
     assert superuser("SHOW work_mem").strip() == "20MB"
     assert started(superuser) == before
 
@@ -80,7 +75,8 @@ def test_a_setting_that_can_be_reloaded_does_not_restart_the_server(playbook, su
 def test_a_setting_that_needs_it_restarts_the_server_once(playbook, superuser):
     before = started(superuser)
     assert (
-        playbook("part.yml", part="configure", timescaledb_settings={"max_locks_per_transaction": 192}).returncode == 0
+        playbook("part.yml", parts=["configure"], timescaledb_settings={"max_locks_per_transaction": 192}).returncode
+        == 0
     )
     assert superuser("SHOW max_locks_per_transaction").strip() == "192"
     assert started(superuser) != before
@@ -88,7 +84,7 @@ def test_a_setting_that_needs_it_restarts_the_server_once(playbook, superuser):
 
 def test_a_wrong_setting_is_refused_and_the_server_stays(playbook, superuser):
     before = started(superuser)
-    result = playbook("part.yml", part="configure", timescaledb_settings={"work_mem": "a lot"})
+    result = playbook("part.yml", parts=["configure"], timescaledb_settings={"work_mem": "a lot"})
     assert result.returncode != 0
     assert 'invalid value for parameter "work_mem": "a lot"' in result.stdout
     assert started(superuser) == before
@@ -96,11 +92,11 @@ def test_a_wrong_setting_is_refused_and_the_server_stays(playbook, superuser):
 
 def test_settings_that_a_killed_run_left_unloaded_are_loaded_by_the_next(playbook, store, superuser):
     """The file is as the role writes it, the server has not read it: as after a run that ended before its handlers."""
-    assert playbook("part.yml", part="configure", timescaledb_settings={"work_mem": "12MB"}).returncode == 0
+    assert playbook("part.yml", parts=["configure"], timescaledb_settings={"work_mem": "12MB"}).returncode == 0
     path = "/etc/postgresql/17/main/conf.d/larder.conf"
     store.check_output("sudo sed -i \"s/^work_mem = .*/work_mem = '24MB'/\" %s", path)
     assert superuser("SHOW work_mem").strip() == "12MB"
-    assert playbook("part.yml", part="configure", timescaledb_settings={"work_mem": "24MB"}).returncode == 0
+    assert playbook("part.yml", parts=["configure"], timescaledb_settings={"work_mem": "24MB"}).returncode == 0
     assert superuser("SHOW work_mem").strip() == "24MB"
 
 
@@ -118,7 +114,7 @@ def test_lossy_changes_are_refused_by_name_and_nothing_is_changed(playbook, samp
         "primary_key": ["event_timestamp", "symbol"],
         "hypertable": {"time_column": "event_timestamp", "chunk_interval": "30 days"},
     }
-    result = playbook("part.yml", part="tables", **tables(asked))
+    result = playbook("part.yml", parts=["tables"], **tables(asked))
     message = " ".join(result.stdout.split())
     assert result.returncode != 0
     for sentence in (
@@ -159,7 +155,7 @@ def test_lossy_changes_are_refused_by_name_and_nothing_is_changed(playbook, samp
     ],
 )
 def test_what_only_the_server_can_judge_is_refused_in_check_mode_too(playbook, change, sentence):
-    result = playbook("part.yml", "--check", part="tables", **tables(DECLARED | change))
+    result = playbook("part.yml", "--check", parts=["tables"], **tables(DECLARED | change))
     assert result.returncode != 0
     assert sentence in " ".join(result.stdout.split())
 
@@ -167,7 +163,7 @@ def test_what_only_the_server_can_judge_is_refused_in_check_mode_too(playbook, c
 def test_check_mode_reports_the_sql_and_runs_none(playbook, superuser):
     columns = [*DECLARED["columns"], {"name": "extra", "type": "real"}]
     declared = {"lab_samples": DECLARED | {"columns": columns, "indexes": [{"columns": ["symbol", "value DESC"]}]}}
-    result = playbook("part.yml", "--check", "--diff", part="tables", **declared)
+    result = playbook("part.yml", "--check", "--diff", parts=["tables"], **declared)
     assert result.returncode == 0, result.stdout
     assert 'ALTER TABLE "lab"."samples" ADD COLUMN "extra" real;' in result.stdout
     assert 'CREATE INDEX ON "lab"."samples" ("symbol", "value" DESC);' in result.stdout
@@ -182,7 +178,7 @@ def test_a_lossy_change_that_is_allowed_by_name_is_made(playbook, samples, super
     }
     allowed = ["lab.samples.value", "lab.samples.checked", "lab.samples.chunk_interval"]
     for changed in ("changed=1", "changed=0"):
-        result = playbook("part.yml", part="tables", lab_samples=declared, timescaledb_allow_lossy=allowed)
+        result = playbook("part.yml", parts=["tables"], lab_samples=declared, timescaledb_allow_lossy=allowed)
         assert result.returncode == 0, result.stdout
         assert changed in result.stdout
     assert superuser("SELECT value FROM lab.samples WHERE symbol = 'A'").strip() == "1.50"
