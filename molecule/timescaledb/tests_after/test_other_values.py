@@ -82,6 +82,14 @@ def test_a_setting_that_needs_it_restarts_the_server_once(playbook, superuser):
     assert started(superuser) != before
 
 
+def test_more_sessions_than_the_server_has_room_for_are_refused(playbook):
+    result = playbook("part.yml", parts=["preflight"], timescaledb_max_connections=40)
+    assert result.returncode != 0
+    assert "timescaledb_max_connections is 40; the `connections` of timescaledb_roles" in " ".join(
+        result.stdout.split()
+    )
+
+
 def test_a_wrong_setting_is_refused_and_the_server_stays(playbook, superuser):
     before = started(superuser)
     result = playbook("part.yml", parts=["configure"], timescaledb_settings={"work_mem": "a lot"})
