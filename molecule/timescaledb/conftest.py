@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,14 @@ def client_address() -> str:
     return str(connect("client1").ansible.get_variables()["ansible_host"])
 
 
-@pytest.fixture(scope="session")
-def certificate() -> Callable[..., dict[str, str]]:
+def certificate(service: str = "feast") -> dict[str, str]:
     """Return a client's certificate as libpq's options: the stack's, or under gateway one of a foreign authority."""
+    return {option: f"/etc/larder/tls/{service}/current/{name}" for option, name in FILES.items()}
 
-    @cache
-    def options(host: str = "client1", service: str = "feast") -> dict[str, str]:
-        directory = connect(host).check_output("ls -d /etc/larder/tls/%s/*Z", service)
-        return {option: f"{directory}/{name}" for option, name in FILES.items()}
 
-    return options
+@pytest.fixture(scope="session")
+def foreign_certificate() -> dict[str, str]:
+    return certificate("gateway")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +69,6 @@ def query(
     store: Host,
     passwords: dict[str, str],
     login: Callable[[str, str], str],
-    certificate: Callable[..., dict[str, str]],
 ) -> Query:
     """Run SQL as a purpose from another host; gives psql's result, rows unaligned.
 
@@ -98,7 +94,7 @@ def query(
             "user": user or login(purpose, secret),
             "connect_timeout": "5",
             "sslmode": "verify-full",
-            **certificate(on),
+            **certificate(),
             **options,
         }
         psql = "psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1"

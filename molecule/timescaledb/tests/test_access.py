@@ -52,14 +52,14 @@ def test_a_client_without_proper_tls_is_refused(query, store, options, refusal):
     assert refusal in query("serve", "SELECT 1", hostaddr=address, **options).stderr
 
 
-def test_a_clients_certificate_of_another_authority_is_refused(query, certificate):
-    foreign = certificate("client1", "gateway")
-    result = query("serve", "SELECT 1", sslcert=foreign["sslcert"], sslkey=foreign["sslkey"])
+def test_a_clients_certificate_of_another_authority_is_refused(query, foreign_certificate):
+    options = {name: foreign_certificate[name] for name in ("sslcert", "sslkey")}
+    result = query("serve", "SELECT 1", **options)
     assert "unknown ca" in result.stderr
 
 
-def test_a_client_of_another_authority_refuses_the_server(query, certificate):
-    result = query("serve", "SELECT 1", sslrootcert=certificate("client1", "gateway")["sslrootcert"])
+def test_a_client_of_another_authority_refuses_the_server(query, foreign_certificate):
+    result = query("serve", "SELECT 1", sslrootcert=foreign_certificate["sslrootcert"])
     assert "certificate verify failed" in result.stderr
 
 

@@ -139,7 +139,7 @@ def test_a_new_certificate_is_shown_without_a_restart(run, store, query, held):
         return store.check_output(f"{client} | openssl x509 -noout -serial", address)
 
     def directories():
-        return store.check_output("ls /etc/larder/tls/timescaledb").split()
+        return store.check_output("ls -d /etc/larder/tls/timescaledb/*Z").split()
 
     before, is_there = shown(), held("after the leak")
     assert run("secrets", changed=after_leak, certificate_generation=2).returncode == 0
