@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -26,10 +27,16 @@ class Answer(NamedTuple):
 class Gateway:
     """The gateway and the tokens that it knows."""
 
-    def __init__(self, address: str, tokens: dict[str, str]) -> None:
+    def __init__(self, address: str, variables: dict[str, Any]) -> None:
         self.address = address
-        self.reader = tokens["reader"]
-        self.writer = tokens["writer"]
+        self.tokens = variables["gateway_tokens"]
+        self.reader = self.tokens["reader"]
+        self.writer = self.tokens["writer"]
+        self.authority = variables["certificate_authorities"][0]["certificate"]
+        self.trusting = ssl.create_default_context(cadata=self.authority)
+
+    def connect(self, trusting: ssl.SSLContext | None = None) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(self.address, 8443, timeout=60, context=trusting or self.trusting)
 
     def ask(
         self,
@@ -42,7 +49,7 @@ class Gateway:
         headers = {"Content-Type": "application/json"} | (headers or {})
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        connection = http.client.HTTPConnection(self.address, 8080, timeout=60)
+        connection = self.connect()
         content = body if body is None or isinstance(body, str) or not isinstance(body, dict) else json.dumps(body)
         connection.request(method, path, content, headers)
         response = connection.getresponse()
@@ -85,4 +92,4 @@ def hosts(pytestconfig: pytest.Config) -> dict[str, Host]:
 @pytest.fixture(scope="session")
 def gateway(hosts: dict[str, Host]) -> Gateway:
     variables = hosts["gateway1"].ansible.get_variables()
-    return Gateway(variables["ansible_host"], variables["gateway_tokens"])
+    return Gateway(variables["ansible_host"], variables)

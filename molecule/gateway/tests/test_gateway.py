@@ -1,5 +1,8 @@
 """What the gateway promises its clients, and those who are not."""
 
+import http.client
+import socket
+import ssl
 import time
 
 import pytest
@@ -121,7 +124,7 @@ def test_a_token_is_nowhere_on_the_hosts(hosts, gateway):
     gateway.ask("GET", f"/ready?token={gateway.writer}", gateway.writer)
     gateway.ask("GET", "/docs", gateway.writer)
     for token in (gateway.reader, gateway.writer):
-        for place in ("cat /etc/haproxy/*.cfg /etc/haproxy/*.map", "journalctl --no-pager", "ps auxeww"):
+        for place in ("grep -r . /etc/haproxy /run/haproxy", "journalctl --no-pager", "ps auxeww"):
             assert token not in hosts["gateway1"].run(place).stdout
         assert (
             token not in hosts["server1"].run("journalctl --no-pager -u 'feature-server@*' -u 'push-server@*'").stdout
@@ -130,7 +133,51 @@ def test_a_token_is_nowhere_on_the_hosts(hosts, gateway):
 
 def test_only_the_gateways_port_listens(hosts):
     listeners = hosts["gateway1"].run("ss -Hlntp").stdout.splitlines()
-    assert [line.split()[3] for line in listeners if "haproxy" in line] == ["0.0.0.0:8080"]
+    assert [line.split()[3] for line in listeners if "haproxy" in line] == ["0.0.0.0:8443"]
+
+
+def test_http_is_refused(gateway):
+    plain = http.client.HTTPConnection(gateway.address, 8443, timeout=10)
+    plain.request("GET", "/ready", headers={"Authorization": f"Bearer {gateway.reader}"})
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        plain.getresponse()
+    for port in (80, 8080):
+        with pytest.raises(OSError, match=r"refused|timed out"):
+            socket.create_connection((gateway.address, port), timeout=2)
+
+
+def test_old_tls_is_refused(gateway):
+    old = ssl.create_default_context(cadata=gateway.authority)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        gateway.connect(old).connect()
+
+
+def test_the_client_knows_whom_it_asks(gateway):
+    connection = gateway.connect()
+    connection.connect()
+    assert connection.sock.version() == "TLSv1.3"
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"self-signed|local issuer"):
+        gateway.connect(ssl.create_default_context()).connect()
+    with (
+        pytest.raises(ssl.SSLCertVerificationError, match="not valid for"),
+        socket.create_connection((gateway.address, 8443), timeout=10) as stream,
+    ):
+        gateway.trusting.wrap_socket(stream, server_hostname="gateway2")
+
+
+def test_http_2_is_spoken(gateway):
+    both = ssl.create_default_context(cadata=gateway.authority)
+    both.set_alpn_protocols(["h2", "http/1.1"])
+    connection = gateway.connect(both)
+    connection.connect()
+    assert connection.sock.selected_alpn_protocol() == "h2"
+
+
+@pytest.mark.parametrize("headers", [{"Transfer-Encoding": "chunked"}, {"Content-Length": "5"}])
+def test_a_probe_has_no_body(gateway, headers):
+    body = iter([b"12345"]) if "Transfer-Encoding" in headers else "12345"
+    assert gateway.ask("GET", "/ready", gateway.reader, body, headers).status == 400
 
 
 def test_haproxy_holds_no_right(hosts):
