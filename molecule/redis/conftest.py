@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,42 +93,54 @@ def greet(inventory: Any, address: str, certificate: Callable[[str], str]) -> Ca
 
     def greet(source: str = "server1", **other: Any) -> str:
         directory = certificate(source)
-        request = {"host": address, "port": PORT, "tls": True, "name": address, "newest": "TLSv1_3"}
+        request = {"host": address, "port": PORT, "tls": True, "name": address, "newest": "TLSv1_3", "show": "answer"}
         request |= {"authorities": f"{directory}/ca.crt", "certificate": directory}
         return str(inventory.run(source, script("greet.py"), json.dumps(request | other))).strip()
 
     return greet
 
 
-@pytest.fixture
-def hold(inventory: Any, connection: Callable[..., dict[str, Any]]) -> Iterator[Callable[..., None]]:
-    """Hold sessions of (login, password) pairs; the fixture ``held`` tells which live."""
+@pytest.fixture(scope="session")
+def hold(inventory: Any, connection: Callable[..., dict[str, Any]]) -> Iterator[Callable[..., Callable[[], None]]]:
+    """Hold sessions of (login, password) pairs and write to /tmp/NAME.json which live; return what ends them."""
+    held: list[str] = []
 
-    def hold(sessions: dict[str, tuple[str, str]]) -> None:
-        connections = {name: connection("server1", *session) for name, session in sessions.items()}
-        request = {"connections": connections, "state": "/tmp/sessions.json"}
+    def hold(name: str, sessions: dict[str, tuple[str, str]]) -> Callable[[], None]:
+        connections = {key: connection("server1", *session) for key, session in sessions.items()}
+        request = {"connections": connections, "state": f"/tmp/{name}.json"}
         inventory.run("server1", script("hold.py"), json.dumps(request))
+        held.append(name)
+        return lambda: release(name)
+
+    def release(name: str) -> None:
+        held.remove(name)
+        state = f"/tmp/{name}.json"
+        stop = f"import json, os, signal; os.kill(json.load(open('{state}'))['pid'], signal.SIGTERM)"
+        inventory.run("server1", f'sudo python3 -c "{stop}" || true; sudo rm -f {state}', "")
 
     yield hold
-    inventory.run("server1", "sudo pkill -f hold.py; sudo rm -f /tmp/sessions.json", "")
+    for name in [*held]:
+        release(name)
 
 
 @pytest.fixture(scope="session")
 def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run one of the scenario's playbooks; variables, secrets among them, travel in a pipe."""
+    """Run one of the scenario's playbooks; its variables, secrets among them, travel in a file of ours."""
 
-    def run(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+    def run(name: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         inventories = [ROOT / "molecule/shared/inventory", SCENARIO / "inventory"]
-        command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories), str(SCENARIO / name)]
-        return subprocess.run(
-            [*command, "--extra-vars", "@/dev/stdin", *arguments],
-            input=json.dumps(variables),
-            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(variables, file)
+            file.flush()
+            command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories)]
+            return subprocess.run(
+                [*command, f"--extra-vars=@{file.name}", str(SCENARIO / name)],
+                env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=600,
+            )
 
     return run

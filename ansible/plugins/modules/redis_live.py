@@ -7,8 +7,8 @@ module: redis_live
 short_description: Bring a running Redis to what its files say, without a restart where one is not needed
 description:
   - Compares the running server with its configuration file and ACL file, and changes it live where it differs,
-    by one C(CONFIG SET), so that a key never stands beside another's certificate, and C(ACL LOAD). What cannot change live is
-    reported as a reason to restart.
+    by one C(CONFIG SET), so that a key never stands beside another's certificate, and C(ACL LOAD). What cannot change
+    live is reported as a reason to restart.
   - Sessions of a user who lost a password, which Redis would keep, are ended in the same transaction that loads the
     ACL file. So no run that is killed can leave them behind, and no session that came with the new password is hit.
     Redis itself ends the sessions of users who are removed. All other sessions stay.
@@ -232,9 +232,12 @@ def sessions_of(users: list[str], clients: str, now: float) -> str:
         if client.get("user") in users:
             address = client["addr"].rpartition(":")[0].strip("[]")
             ages.setdefault((client["user"], address), []).append(int(client["age"]))
+
+    def begin(times: list[int]) -> str:
+        return f"{dt.datetime.fromtimestamp(now - max(times), dt.UTC):%F %T}"
+
     return ", ".join(
-        f"{user} from {address} ({len(times)} since {dt.datetime.fromtimestamp(now - max(times), dt.timezone.utc):%F %T})"
-        for (user, address), times in sorted(ages.items())
+        f"{user} from {address} ({len(times)} since {begin(times)})" for (user, address), times in sorted(ages.items())
     )
 
 
