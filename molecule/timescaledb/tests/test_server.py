@@ -104,6 +104,13 @@ def test_another_user_of_the_host_cannot_read_what_is_the_servers(store, path):
     assert "Permission denied" in store.run(f"sudo -u nobody sh -c 'cat {path}/* {path}'").stderr
 
 
+def test_the_server_was_never_stopped_by_waiting_for_its_clients(store):
+    """The unit's stop ends sessions; without it systemd asks for a smart shutdown, which any client can hold up."""
+    log = store.check_output("sudo cat /var/log/postgresql/postgresql-17-main.log")
+    assert "received fast shutdown request" in log
+    assert "received smart shutdown request" not in log
+
+
 def test_parallel_and_compiled_queries_work_in_the_sandbox(superuser):
     settings = "SET jit = on; SET jit_above_cost = 0; SET debug_parallel_query = on; SET parallel_setup_cost = 0"
     assert superuser(f"{settings}; SELECT sum(n) FROM generate_series(1, 100000) AS n").strip() == "5000050000"
