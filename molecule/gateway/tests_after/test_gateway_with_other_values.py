@@ -1,6 +1,10 @@
 """After runs with other values and other secrets under load (side_effect.yml, which has counted the failures)."""
 
+import csv
+import shlex
 import ssl
+import time
+from pathlib import Path
 
 import pytest
 
@@ -8,20 +12,59 @@ testinfra_hosts = ["ansible://gateway1"]
 READER, WRITER = "the-third-reader-token", "the-third-writer-token"
 
 
-def test_the_new_instance_takes_its_part(gateway, hosts):
-    def served() -> dict[str, int]:
-        script = (
-            "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
-            "s.sendall(b'show stat\\n'); print(s.makefile().read())"
-        )
-        rows = [line.split(",") for line in hosts["gateway1"].check_output(f'python3 -c "{script}"').splitlines()]
-        return {row[1].split(":")[1]: int(row[7]) for row in rows if row[0] == "feature_servers" and ":" in row[1]}
+IMPOSTOR = (Path(__file__).parents[1] / "clients/impostor.py").read_text()
 
-    before = served()
+
+def instances(hosts, field: str) -> dict[str, str]:
+    """Return what the gateway says of each instance that reads, by port."""
+    script = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
+        "s.sendall(b'show stat\\n'); print(s.makefile().read())"
+    )
+    rows = csv.DictReader(hosts["gateway1"].check_output(f'python3 -c "{script}"').splitlines())
+    return {
+        row["svname"].split(":")[1]: row[field]
+        for row in rows
+        if row["# pxname"] == "feature_servers" and ":" in row["svname"]
+    }
+
+
+def test_the_new_instance_takes_its_part(gateway, hosts):
+    before = instances(hosts, "stot")
     assert set(before) == {"6566", "6567", "6568"}
     for _ in range(30):
         assert gateway.read("ANY", READER).status == 200
-    assert all(after > before[port] for port, after in served().items())
+    assert all(int(after) > int(before[port]) for port, after in instances(hosts, "stot").items())
+
+
+@pytest.mark.parametrize(
+    ("host", "certificate", "status"),
+    [
+        ("server1", "cat /etc/larder/tls/feast/current/tls.*", "L7OK"),
+        ("gateway1", "cat /etc/larder/tls/gateway/current/tls.*", "L6RSP"),
+        (
+            "server1",
+            "openssl req -quiet -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout - -subj /CN=server1",
+            "L6RSP",
+        ),
+    ],
+    ids=["its own name", "another host's name", "no authority"],
+)
+def test_an_instance_is_trusted_only_by_its_name_and_the_stacks_authority(hosts, host, certificate, status):
+    server = hosts["server1"]
+    server.check_output("systemctl stop feature-server@3")
+    try:
+        pem = hosts[host].check_output(certificate)
+        server.check_output(f"(umask 077; echo {shlex.quote(pem)} > /run/impostor.pem)")
+        server.check_output(f"systemd-run --unit=impostor python3 -c {shlex.quote(IMPOSTOR)}")
+        end = time.monotonic() + 60
+        while instances(hosts, "check_status")["6568"] != status and time.monotonic() < end:
+            time.sleep(1)
+        assert instances(hosts, "check_status")["6568"] == status
+        assert ("GET /ready" in server.file("/run/impostor").content_string) is (status == "L7OK")
+    finally:
+        server.run("systemctl stop impostor; rm -f /run/impostor.pem")
+        server.check_output("systemctl start feature-server@3")
 
 
 def test_the_new_limit_holds(gateway):
