@@ -228,6 +228,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     connection = psycopg.connect(
         dbname=params["login_db"], port=params["login_port"], application_name="timescaledb_roles"
     )
+    cursor: Any
     with connection, connection.cursor() as cursor:
         # Two runs at once would both find the same things missing.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('timescaledb_roles'))")
