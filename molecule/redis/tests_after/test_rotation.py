@@ -200,7 +200,7 @@ def test_a_new_certificate_is_served_and_sessions_stay(host, rotate, greet, hold
     assert greet() == "-NOAUTH Authentication required."
     assert greet(show="certificate") != before
     assert alive("renewal") == {"serve": True}
-    assert len(host.check_output("ls /etc/larder/tls/redis").split()) == 1
+    assert len(host.check_output("ls -d /etc/larder/tls/redis/*Z").split()) == 1
     again = done(rotate(current, "secrets", "retire", certificate_generation=2))
     assert re.search(r"cache1 .* changed=0 ", again.stdout)
     release()
