@@ -36,6 +36,7 @@ def ask(stream: ssl.SSLSocket) -> bytes:
     headers = {
         "Host": to.gateway.netloc,
         "Authorization": f"Bearer {json.loads(to.tokens.read_text())['reader']}",
+        "Content-Type": "application/json",
         "Content-Length": len(BODY),
     }
     lines = ["POST /get-online-features HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
