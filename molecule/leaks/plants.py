@@ -137,11 +137,12 @@ class Plants:
         session = f"systemd-run --quiet --setenv=PGAPPNAME=$c {PSQL} -c 'SELECT pg_sleep(600)'"
         self._on_host("session of PostgreSQL", session)
         self._on_host("metric", 'echo "planted{x=\\"$c\\"} 1" > /var/lib/larder/metrics/planted.prom')
-        # Where this machine's kernel sends cores elsewhere, as to a program of its own, the file is made by hand.
+        # Where this machine's kernel hands cores to a program of its own, the file is made by hand. (sudo allows none.)
         self._on_host(
             "core file",
-            "mkdir /var/lib/planted && cd /var/lib/planted && ulimit -c unlimited && export c"
-            " && { python3 -c 'import os; os.abort()' || true; } && { [ -e core* ] || echo $c > core; }",
+            "mkdir /var/lib/planted; systemd-run --quiet --wait --property=LimitCORE=infinity --setenv=X=$c"
+            " --working-directory=/var/lib/planted python3 -c 'import os; os.abort()' || true;"
+            " [ -e /var/lib/planted/core* ] || echo $c > /var/lib/planted/core",
         )
         self._stack.say("planted", f"echo {self._canary('output of a command')}")
         self._stack.read("planted", feature=f"{self._canary('answer of the gateway')}:close")

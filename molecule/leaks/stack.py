@@ -33,7 +33,7 @@ REDIS = ("CONFIG GET *", "SLOWLOG GET -1", "ACL LIST", "ACL LOG")
 # What HAProxy tells root on its socket.
 HAPROXY = """
 import socket
-for command in ("show info", "show stat", "show env", "show sess all", "show map /etc/haproxy/tokens.map"):
+for command in ("show info", "show stat", "show env", "show sess all", "show table token_use", "show map /etc/haproxy/tokens.map"):
     with socket.socket(socket.AF_UNIX) as asked:
         asked.connect("/run/haproxy/admin.sock")
         asked.sendall(command.encode() + b"\\n")
@@ -132,7 +132,10 @@ class Stack:
 
     def on_host(self, command: str, stdin: str = "") -> str:
         """Run a command as root. Only what is on its standard input may be secret."""
-        return str(self.inventory.run(HOST, shlex.join(["sudo", "sh", "-c", f"cd /; {command}"]), stdin))
+        try:
+            return str(self.inventory.run(HOST, shlex.join(["sudo", "sh", "-c", f"cd /; {command}"]), stdin))
+        except subprocess.CalledProcessError as error:
+            raise AssertionError(f"{command}: {error.stderr}") from None
 
     def say(self, label: str, command: str) -> None:
         """Keep all that a command on the host prints, whether or not it succeeds."""
@@ -255,7 +258,9 @@ class Stack:
 
     def ask_services(self) -> None:
         """Keep what the host and its services tell administrators."""
-        self.keep("journal", self.on_host("journalctl --output=export --all --no-pager"))
+        # It is no text: a field may hold anything.
+        journal = self.on_host("journalctl --output=export --all --no-pager | base64 --wrap=0")
+        self.keep("journal", base64.b64decode(journal))
         self.keep("systemctl show", self.on_host("systemctl show --all '*'"))
         self.keep("systemctl cat", self.on_host("systemctl cat '*' 2> /dev/null || true"))
         extensions = self.on_host(f"{PSQL} -c 'SELECT extname FROM pg_extension'").split()
