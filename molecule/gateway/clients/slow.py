@@ -65,6 +65,7 @@ def client() -> None:
         if over:
             stream.close()
             stream = connect()
+        time.sleep(0.03)
 
 
 threads = [threading.Thread(target=client) for _ in range(3)]
