@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from urllib.parse import quote
 
 from canaries import AWKWARD_TOKEN, Secret, Vault, alphanumeric, canary
@@ -93,16 +94,15 @@ def crash(stack: Stack) -> dict[str, tuple[str, str]]:
     before = processes()
     stack.on_host("systemctl start --no-block feature-pipeline.service; sleep 2")
     for unit in (*UNITS, "feature-pipeline"):
-        stack.on_host(f"systemctl kill --signal=SEGV {unit}")
-    stack.on_host("sleep 2")
+        stack.say(f"crash of {unit}", f"systemctl kill --signal=SEGV {unit}")
+    time.sleep(2)
     stack.wait_until_it_serves()
     return dict(zip(UNITS, zip(before, processes(), strict=True), strict=True))
 
 
 def core_files(stack: Stack) -> list[str]:
-    return stack.on_host(
-        f"python3 - {stack.started:.0f}; ls -d /var/lib/systemd/coredump/* 2> /dev/null || true", FIND_CORES
-    ).split()
+    caught = "ls -d /var/lib/systemd/coredump/* 2> /dev/null || true"
+    return stack.on_host(f"python3 - {stack.started:.0f}; {caught}", FIND_CORES).split()
 
 
 def refuse(stack: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import shlex
@@ -33,7 +34,8 @@ REDIS = ("CONFIG GET *", "SLOWLOG GET -1", "ACL LIST", "ACL LOG")
 # What HAProxy tells root on its socket.
 HAPROXY = """
 import socket
-for command in ("show info", "show stat", "show env", "show sess all", "show table token_use", "show map /etc/haproxy/tokens.map"):
+tables = ["table token_use", "map /etc/haproxy/tokens.map"]
+for command in (f"show {what}" for what in ["info", "stat", "env", "sess all", *tables]):
     with socket.socket(socket.AF_UNIX) as asked:
         asked.connect("/run/haproxy/admin.sock")
         asked.sendall(command.encode() + b"\\n")
@@ -162,7 +164,7 @@ class Stack:
                 status, said = answer.status, bytes(answer.headers) + answer.read()
         except urllib.error.HTTPError as error:
             status, said = error.code, bytes(error.headers) + error.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             status, said = 0, str(error).encode()
         self.answers[label] = int(status)
         self.keep("HTTP", said, label)
@@ -172,7 +174,7 @@ class Stack:
         body = {"features": [feature], "entities": {"symbol": ["AAPL"]}}
         return self.ask(label, "/get-online-features", token or self.tokens["reader"], body)
 
-    def wait_until_it_serves(self, seconds: float = 120) -> None:
+    def wait_until_it_serves(self, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while self.read("read again") != 200:
             assert time.monotonic() < deadline, f"nothing is served within {seconds:.0f} s"
