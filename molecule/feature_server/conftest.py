@@ -38,13 +38,22 @@ class Server:
     @cached_property
     def certificate(self) -> str:
         """The directory of the host's certificate; a copy, which a rotation does not take away."""
-        self.host.check_output("rm -rf /root/certificate && cp -r /etc/larder/tls/feast/*Z /root/certificate")
+        self.host.check_output("rm -rf /root/certificate && cp -rL /etc/larder/tls/feast/current /root/certificate")
         return "/root/certificate"
 
     def client(self, name: str, request: object) -> Any:
         """Run a client on the host; the request travels on standard input."""
         command = f"sudo python3 -c {shlex.quote((CLIENTS / name).read_text())}"
         return json.loads(self.inventory.run("server1", command, json.dumps(request)))
+
+    def begin(self, name: str, request: object) -> None:
+        """Begin a client as the unit `load`, which puts what it has to say into /run/load.out when it ends."""
+        self.inventory.run("server1", "sudo tee /run/load.json", json.dumps(request))
+        self.inventory.run("server1", "sudo tee /run/load.py", (CLIENTS / name).read_text())
+        self.host.check_output(
+            "systemd-run --unit=load --collect --property=StandardInput=file:/run/load.json"
+            " --property=StandardOutput=truncate:/run/load.out python3 /run/load.py"
+        )
 
     def ask(self, port: int, path: str, body: object = None) -> Answer:
         url = f"https://{self.address}:{port}{path}"

@@ -66,6 +66,24 @@ def test_a_log_level_that_is_none_is_told():
     assert "debug, info, warning, error" in result.output
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "secret",
+        '["secret"]',
+        '[{"purpose": "serve", "name": "feature_store.yaml", "content": "project: secret"}]',
+        '[{"purpose": "serve", "name": "feature_store.yaml", "content": "a: \'secret"}]',
+        '[{"purpose": "load", "name": "load_url", "content": "postgresql://u:se%zzcret@h/db"}]',
+    ],
+)
+def test_what_cannot_be_probed_is_not_shown(given):
+    result = CliRunner().invoke(main, ["probe"], input=given)
+    assert result.exit_code == 2
+    assert "secret" not in result.output
+    assert "cret" not in result.output
+    assert "Traceback" not in result.output
+
+
 def test_a_url_that_cannot_be_parsed_is_not_shown(credentials):
     result = larder("--credentials", credentials("project: x"), "load", ".")
     assert result.exit_code == 2
