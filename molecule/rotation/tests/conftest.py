@@ -61,8 +61,7 @@ class Operator:
         sources = [f"--inventory={path}" for path in (ROOT / "molecule/shared/inventory", self.inventory)]
         lines = []
         with subprocess.Popen(
-            # The hosts share the controller's cores here, which they do nowhere else.
-            ["nice", "-n", "15", "ansible-playbook", *sources, playbook, *arguments],
+            ["ansible-playbook", *sources, playbook, *arguments],
             cwd=ROOT,
             env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
             stdin=subprocess.DEVNULL,
