@@ -54,6 +54,22 @@ ALLOWED = (
         "Redis knows its users by SHA-256",
     ),
     Allowed(
+        "controller: short-lived files",
+        r".*/\.ansible/tmp/.*/users\.acl\.j2",
+        "",
+        "0644",
+        kinds("hash"),
+        "the same, on its way, in a directory of its operator alone",
+    ),
+    Allowed(
+        "host: short-lived files",
+        r"/home/[^/]+/\.ansible/tmp/.*/\.source\.acl",
+        "",
+        "0644",
+        kinds("hash"),
+        "the same, on its way, in a directory of Ansible's user alone, who may be root",
+    ),
+    Allowed(
         "host: files",
         r"/etc/haproxy/tokens\.map",
         "root:haproxy",

@@ -156,9 +156,9 @@ def rotate(stack: Stack) -> None:
     """New secrets; two rotations that fail on their way, and one that ends."""
     stack.playbook("new_secrets.yml", "ansible/new_secrets.yml")
     stack.know(*stack.vault.secrets("second"))
-    stack.on_host("systemctl stop postgresql@17-main")
+    stack.on_host("systemctl mask --runtime --now postgresql@17-main")
     stack.playbook("a rotation without PostgreSQL", "ansible/rotate_secrets.yml")
-    stack.on_host("systemctl start postgresql@17-main")
+    stack.on_host("systemctl unmask --runtime postgresql@17-main && systemctl start postgresql@17-main")
     stack.on_host(
         "nft add table inet leaks && nft 'add chain inet leaks in { type filter hook input priority -10; }'"
         " && nft add rule inet leaks in tcp dport 6379 reject with tcp reset"
