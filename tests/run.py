@@ -92,6 +92,11 @@ def molecule(scenario: str) -> Callable[[], list[list[str]]]:
     return lambda: [["molecule", "test", "--no-command-borders", "--scenario-name", scenario]]
 
 
+def soak() -> list[list[str]]:
+    """Return the scenario soak, and the scenario rotation with all that takes long."""
+    return [*molecule("soak")(), ["env", "LARDER_SOAK=1", *molecule("rotation")()[0]]]
+
+
 def run(part: str, commands: Callable[[], list[list[str]]]) -> tuple[str, bool, float]:
     """Run a part's commands until one fails; return (part, passed, seconds)."""
     started = time.monotonic()
@@ -118,7 +123,7 @@ def show(part: str) -> None:
 def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
     """Return the parts to run, by name."""
     parts: dict[str, Callable[[], list[list[str]]]] = {"lint": lint, "unit": unit}
-    parts |= {name: molecule(name) for name in scenarios()}
+    parts |= {name: molecule(name) for name in scenarios()} | {"soak": soak}
     unknown = [name for name in names if name not in parts]
     if unknown:
         sys.exit(f"larder test: no such part: {', '.join(unknown)}; there are {', '.join(parts)}")

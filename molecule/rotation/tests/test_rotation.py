@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 from conftest import Load, Operator, Run, Stores
 
 Starts = Callable[[], dict[str, str]]
+# `./larder test soak` has the time for these too.
+soak = pytest.mark.skipif("LARDER_SOAK" not in os.environ, reason="part of ./larder test soak")
 
 ROTATIONS = 3
 # The plays of a rotation, in their order: what a run is killed at.
@@ -73,6 +76,19 @@ def test_killed_at_every_step_it_is_finished_by_the_next_run(operator: Operator,
     assert all(stores.logins(operator.secrets()).values())
 
 
+@soak
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_one_step_it_is_finished_by_the_next_run(
+    operator: Operator, stores: Stores, load: Load, step: str
+) -> None:
+    before = operator.renew()
+    assert operator.rotate(kill_at=step).code is None
+    finished(operator.rotate())
+    load.use(operator.secrets()["gateway_tokens"])
+    assert not any(stores.logins(before).values())
+    assert all(stores.logins(operator.secrets()).values())
+
+
 def test_the_old_vault_leads_back(operator: Operator, stores: Stores, load: Load) -> None:
     load.phase("back")
     before = operator.renew()
@@ -99,6 +115,7 @@ def test_nothing_is_revoked_while_a_consumer_is_left_out(operator: Operator, sto
     assert not any(stores.logins(before).values())
 
 
+@soak
 def test_a_certificate_that_will_end_is_renewed(operator: Operator, load: Load) -> None:
     load.phase("renewal")
     before = load.certificate()
@@ -107,6 +124,7 @@ def test_a_certificate_that_will_end_is_renewed(operator: Operator, load: Load) 
     assert load.certificate() != before
 
 
+@soak
 @pytest.mark.parametrize("step", ["trusted", "signs", "alone"])
 def test_another_authority_in_three_steps(operator: Operator, load: Load, step: str) -> None:
     load.phase("authority")
@@ -123,12 +141,14 @@ def test_no_request_failed_and_no_value_was_wrong(load: Load) -> None:
     assert result["wrong"] == []
 
 
+@soak
 def test_the_slow_reads_of_a_rotation_are_hardly_slower(load: Load) -> None:
-    """The ratio of two phases of one run; a slow machine is slow in both."""
+    """The ratio of two phases of one run, on a machine that does nothing else; each run prints the figures."""
     steady, *rotations = load.slow_reads("steady", *(f"rotation {number + 1}" for number in range(ROTATIONS)))
     assert sorted(rotations)[ROTATIONS // 2] <= 2 * steady
 
 
+@soak
 def test_a_leaked_secret_dies_at_once_whoever_needs_it(operator: Operator, stores: Stores) -> None:
     leaked = operator.renew()
     run = operator.rotate("--limit", "!server2", "-e", "revoke_now=true")
