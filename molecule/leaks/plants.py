@@ -131,7 +131,7 @@ class Plants:
         self._on_host("long message in the journal", "echo $(seq 3000) $c $(seq 3000) | systemd-cat")
         self._on_host("unit", "systemd-run --quiet --unit=planted --property=Environment=X=$c sleep 3600")
         self._on_host("log of PostgreSQL", f"echo \"SELECT '$c' FROM nothing\" | {PSQL} || true")
-        self._on_host("setting of PostgreSQL", f"echo \"ALTER DATABASE feast SET planted.x = '$c'\" | {PSQL}")
+        self._on_host("setting of PostgreSQL", f"echo \"ALTER DATABASE feast SET backtrace_functions = '$c'\" | {PSQL}")
         file = "/etc/postgresql/17/main/conf.d/planted.conf"
         self._on_host("file of settings of PostgreSQL", f"echo \"planted.y = '$c'\" > {file}; chmod 644 {file}")
         session = f"systemd-run --quiet --setenv=PGAPPNAME=$c {PSQL} -c 'SELECT pg_sleep(600)'"

@@ -301,13 +301,14 @@ class Stack:
         def there(request: str) -> str:
             return str(self.inventory.run(HOST, shlex.join(["sudo", "python3", "-c", SEARCH]), request))
 
-        # A file that was there before the canaries holds none.
-        since = self.started - 60
-        homes = [Path.home() / ".ansible", Path.home() / ".cache", ROOT]
-        roots = [*TEMPORARY, "/var/log", *(str(path) for path in homes if path.exists())]
+        # A file that was there before the first secret holds none.
+        since = (self.vault.inventory / ".vault_password").stat().st_ctime - 60
+        roots = [*TEMPORARY, "/var/log", str(Path.home() / ".ansible"), str(ROOT)]
+        # Other checkouts may be at work in a temporary directory; an environment holds packages alone.
+        others = [str(self.work), "*/.venv"]
         kept = search(here, [str(captures)])
         answers = {
-            "controller: files": search(here, roots, pruned=[str(self.work)], since=since),
+            "controller: files": search(here, roots, pruned=others, since=since),
             "host: files": search(there, ["/"], pruned=["/proc", "/sys"], since=since),
         }
         # What client_config.yml wrote is in the directory that holds the evidence.
