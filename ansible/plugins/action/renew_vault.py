@@ -30,9 +30,17 @@ def fresh() -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
 
 
+def parse(text: str) -> yaml.MappingNode:
+    """Return the nodes of a vault's text, which know where they stand in it."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError("the vault holds no variables")
+    return root
+
+
 def names(root: yaml.MappingNode) -> dict[str, yaml.Node]:
     """Return every secret by its name: ``redis_passwords.serve``, and the authorities as one."""
-    found = {}
+    found: dict[str, yaml.Node] = {}
     for key, value in root.value:
         if isinstance(value, yaml.MappingNode):
             found |= {f"{key.value}.{purpose.value}": secret for purpose, secret in value.value}
@@ -73,9 +81,9 @@ def tokens(node: yaml.Node) -> str:
     return f"[{fresh()}, {quoted(current.value)}]"
 
 
-def authorities(node: yaml.SequenceNode, new: Mapping[str, str]) -> list[Mapping[str, str]]:
+def authorities(node: yaml.Node, new: Mapping[str, str]) -> list[Mapping[str, str]]:
     """Return the next step of changing the authority: a new one is trusted, then signs, then the old one is gone."""
-    present = plain(node)
+    present: list[Mapping[str, str]] = plain(node)
     if len(present) == 1:
         return [*present, new]
     first, second = (x509.load_pem_x509_certificate(entry["certificate"].encode()) for entry in present[:2])
@@ -101,7 +109,7 @@ def last_scalar(node: yaml.Node) -> yaml.ScalarNode:
 
 
 def changes(text: str, chosen: Sequence[str], new: Mapping[str, str]) -> Iterator[Change]:
-    found = names(yaml.compose(text, yaml.SafeLoader))
+    found = names(parse(text))
     for name in chosen:
         node = found[name]
         start, end = node.start_mark.index, node.end_mark.index
@@ -117,10 +125,10 @@ def changes(text: str, chosen: Sequence[str], new: Mapping[str, str]) -> Iterato
 
 def renew(text: str, chosen: Sequence[str], new: Mapping[str, str]) -> str:
     """Return the vault's text with fresh values for the chosen secrets and nothing else changed."""
-    before = yaml.compose(text, yaml.SafeLoader)
+    before = parse(text)
     for start, end, value in sorted(changes(text, chosen, new), reverse=True):
         text = text[:start] + value + text[end:]
-    after = yaml.compose(text, yaml.SafeLoader)
+    after = parse(text)
 
     def others(root: yaml.MappingNode) -> dict[str, Any]:
         return {name: plain(node) for name, node in names(root).items() if name not in chosen}
@@ -151,13 +159,13 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
             raise AnsibleActionFail(f"The vault password that was given does not open {path}.") from None
         old = text.decode()
         try:
-            chosen = choose(list(names(yaml.compose(old, yaml.SafeLoader))), self._task.args.get("secrets") or [])
+            chosen = choose(list(names(parse(old))), self._task.args.get("secrets") or [])
             new = renew(old, chosen, self._task.args["authority"])
         except ValueError as error:
             raise AnsibleActionFail(f"Nothing was changed: {error}.") from None
         if not self._task.check_mode:
             self._replace(path, encrypted, vault.encrypt(new, secret=secret, vault_id=vault_id))
-        trusted = plain(yaml.compose(new, yaml.SafeLoader)).get(AUTHORITIES, [])
+        trusted = plain(parse(new)).get(AUTHORITIES, [])
         return {"changed": True, "names": chosen, "certificates": [entry["certificate"] for entry in trusted]}
 
     def _replace(self, path: Path, former: bytes, new: bytes) -> None:
