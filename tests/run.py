@@ -37,7 +37,7 @@ LONGEST_FIRST = (
     "redis",
 )
 # Scenarios that take too long for every day.
-SOAK = ("soak", "leaks")
+SOAK = ("soak", "rotation", "leaks")
 # What a failed part shows: of its log, what went wrong, and the end.
 WRONG = re.compile(r"^(E {3}|fatal:|failed:|FAILED |ERROR |\[ERROR\]|error:|found |SC\d)|: error: |^\S+:\d+(:\d+)?: ")
 WRONG_LINES, TAIL_LINES, WIDTH = 40, 15, 1000
