@@ -30,6 +30,7 @@ class Gateway:
 
     def __init__(self, url: str, tokens: dict[str, str], trusted: Path) -> None:
         self.url = url
+        self.authority = trusted.read_text()
         self._trusted = ssl.create_default_context(cafile=str(trusted))
         self._tokens = tokens
 

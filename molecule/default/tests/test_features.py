@@ -24,11 +24,12 @@ NOTHING = (None, datetime.fromtimestamp(0, UTC))
 PUSHED = ["GOOG.US", "PUSHED.ONLY"]
 # Prints the status of a POST that is refused.
 ASK = """
-import sys, urllib.error, urllib.request
-url, header, body = sys.argv[1:]
+import ssl, sys, urllib.error, urllib.request
+url, header, body, authority = sys.argv[1:]
 try:
     request = urllib.request.Request(url, body.encode(), {"Authorization": header} if header else {})
-    print(urllib.request.urlopen(request, timeout=10).read().decode())
+    trusted = ssl.create_default_context(cadata=authority)
+    print(urllib.request.urlopen(request, timeout=10, context=trusted).read().decode())
 except urllib.error.HTTPError as error:
     print(error.code)
 """
@@ -175,8 +176,8 @@ def test_an_unknown_feature_is_the_clients_mistake(gateway):
 def test_a_stranger_gets_nothing_without_a_token(host_named, gateway, authorization):
     body = json.dumps({"features": oracle.REFERENCES, "entities": {"symbol": SYMBOLS}})
     for path in ["/get-online-features", "/push", "/materialize", "/docs", "/health", "/"]:
-        request = (gateway.url + path, authorization, body)
-        assert host_named("stranger").check_output("python3 -c %s %s %s %s", ASK, *request) == "401", path
+        request = (gateway.url + path, authorization, body, gateway.authority)
+        assert host_named("stranger").check_output("python3 -c %s %s %s %s %s", ASK, *request) == "401", path
 
 
 def test_a_reader_may_not_push(gateway):
