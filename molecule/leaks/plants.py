@@ -130,6 +130,7 @@ class Plants:
         self._on_host("journal", "echo $c | systemd-cat")
         self._on_host("long message in the journal", "echo $(seq 3000) $c $(seq 3000) | systemd-cat")
         self._on_host("unit", "systemd-run --quiet --unit=planted --property=Environment=X=$c sleep 3600")
+        # It is to fail: a statement that fails is logged with its text.
         self._on_host("log of PostgreSQL", f"echo \"SELECT '$c' FROM nothing\" | {PSQL} || true")
         self._on_host("setting of PostgreSQL", f"echo \"ALTER DATABASE feast SET backtrace_functions = '$c'\" | {PSQL}")
         file = "/etc/postgresql/17/main/conf.d/planted.conf"
@@ -140,6 +141,7 @@ class Plants:
         # Where this machine's kernel hands cores to a program of its own, the file is made by hand. (sudo allows none.)
         self._on_host(
             "core file",
+            # It is to abort: that is what leaves a core.
             "mkdir /var/lib/planted; systemd-run --quiet --wait --property=LimitCORE=infinity --setenv=X=$c"
             " --working-directory=/var/lib/planted python3 -c 'import os; os.abort()' || true;"
             " [ -e /var/lib/planted/core* ] || echo $c > /var/lib/planted/core",

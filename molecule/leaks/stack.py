@@ -211,6 +211,7 @@ class Stack:
             try:
                 yield
             finally:
+                # It may have ended by itself.
                 self.on_host(f"kill {number} || true")
                 self.keep("MONITOR", process.stdout.read())
 
@@ -264,6 +265,7 @@ class Stack:
         journal = self.on_host("journalctl --output=export --all --no-pager | base64 --wrap=0")
         self.keep("journal", base64.b64decode(journal))
         self.keep("systemctl show", self.on_host("systemctl show --all '*'"))
+        # Units without a file are in the list too, and fail it.
         self.keep("systemctl cat", self.on_host("systemctl cat '*' 2> /dev/null || true"))
         extensions = self.on_host(f"{PSQL} -c 'SELECT extname FROM pg_extension'").split()
         for view in (*VIEWS, *({"pg_stat_statements"} & set(extensions))):
