@@ -63,3 +63,25 @@ def inventory(pytestconfig: pytest.Config) -> Iterator[Inventory]:
 def on(inventory: Inventory) -> Callable[[str], Host]:
     """Return the host of a name; its commands run as root."""
     return inventory.host
+
+
+@pytest.fixture(scope="session")
+def units() -> dict[str, list[str]]:
+    """Return the units that `starts` watches, by host; a scenario names its own."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def starts(inventory: Inventory, units: dict[str, list[str]]) -> Callable[[], dict[str, str]]:
+    """Return when each unit was started, and its main process: equal twice, it was not restarted in between."""
+
+    def starts() -> dict[str, str]:
+        return {
+            f"{name}: {unit}": inventory.host(name).check_output(
+                f"systemctl show {unit} -p ActiveEnterTimestampMonotonic -p MainPID -p ActiveState"
+            )
+            for name, watched in units.items()
+            for unit in watched
+        }
+
+    return starts

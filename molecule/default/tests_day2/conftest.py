@@ -17,12 +17,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 SCENARIO = ROOT / "molecule/default"
-UNITS = {
-    "database1": ["postgresql@17-main"],
-    "cache1": ["redis-server"],
-    "server1": ["feature-server@1", "feature-server@2", "push-server@1", "haproxy"],
-    "pipeline1": ["cron"],
-}
 
 
 class Run(NamedTuple):
@@ -67,20 +61,14 @@ def site(pytestconfig: pytest.Config) -> Callable[..., Run]:
     return site
 
 
-@pytest.fixture
-def starts(inventory: Any) -> Callable[[], dict[str, str]]:
-    """Return when each unit of the stack was started, and its main process."""
-
-    def starts() -> dict[str, str]:
-        return {
-            f"{name}: {unit}": inventory.host(name).check_output(
-                f"systemctl show {unit} -p ActiveEnterTimestampMonotonic -p MainPID -p ActiveState"
-            )
-            for name, units in UNITS.items()
-            for unit in units
-        }
-
-    return starts
+@pytest.fixture(scope="session")
+def units() -> dict[str, list[str]]:
+    return {
+        "database1": ["postgresql@17-main"],
+        "cache1": ["redis-server"],
+        "server1": ["feature-server@1", "feature-server@2", "push-server@1", "haproxy"],
+        "pipeline1": ["cron"],
+    }
 
 
 class Client:

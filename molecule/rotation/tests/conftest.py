@@ -21,12 +21,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-UNITS = {
-    "store1": ["postgresql@17-main", "redis-server", "haproxy"],
-    "server1": ["feature-server@1", "push-server@1"],
-    "server2": ["feature-server@1", "push-server@1"],
-}
-
 specification = importlib.util.spec_from_file_location("secrets_filter", ROOT / "ansible/plugins/filter/secrets.py")
 assert specification
 assert specification.loader
@@ -216,19 +210,12 @@ def load(inventory: Any, operator: Operator, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
-def starts(inventory: Any) -> Callable[[], dict[str, str]]:
-    """Return when each unit was started, and its main process."""
-
-    def starts() -> dict[str, str]:
-        return {
-            f"{name}: {unit}": inventory.host(name).check_output(
-                f"systemctl show {unit} -p ActiveEnterTimestampMonotonic -p MainPID -p ActiveState"
-            )
-            for name, units in UNITS.items()
-            for unit in units
-        }
-
-    return starts
+def units() -> dict[str, list[str]]:
+    return {
+        "store1": ["postgresql@17-main", "redis-server", "haproxy"],
+        "server1": ["feature-server@1", "push-server@1"],
+        "server2": ["feature-server@1", "push-server@1"],
+    }
 
 
 @pytest.fixture(scope="session")
