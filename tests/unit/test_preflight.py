@@ -174,6 +174,26 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"certificate_authorities": [AUTHORITY | {"private_key": "secret"}]},
         "certificate_authorities[0].private_key is no private key in PEM without a passphrase",
     ),
+    "an authority that is a word": (
+        {"certificate_authorities": ["test"]},
+        "certificate_authorities[0] must hold a certificate and its private_key, both in PEM.",
+    ),
+    "another certificate's key": (
+        {"certificate_provided": {"gateway": authority(ca=False) | {"private_key": AUTHORITY["private_key"]}}},
+        "all hosts: certificate_provided.gateway.private_key is not the one of its certificate.",
+    ),
+    "a certificate of one's own that is none": (
+        {"certificate_provided": {"gateway": {"certificate": "gateway.pem", "private_key": "gateway.key"}}},
+        "certificate_provided.gateway.certificate is no certificate in PEM.",
+    ),
+    "a certificate of one's own that ended": (
+        {"certificate_provided": {"redis": authority(days=-1, ca=False)}},
+        "certificate_provided.redis.certificate ended on ",
+    ),
+    "a certificate for no service": (
+        {"certificate_provided": {"haproxy": authority(ca=False)}},
+        "certificate_provided.haproxy is for no service; there are timescaledb, redis, feast, gateway.",
+    ),
     "port 0": ({"larder_gateway_port": 0}, "all hosts: larder_gateway_port is 0 and must be 1 to 65535."),
     "port 70000": ({"larder_redis_port": 70000}, "all hosts: larder_redis_port is 70000 and must be 1 to 65535."),
     "port as a word": (

@@ -26,6 +26,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 SHORTEST_SECRET = 16
+# What has a certificate.
+SERVICES = ("timescaledb", "redis", "feast", "gateway")
 # Facts of the role larder that may differ between hosts.
 PER_HOST = {"larder_address", "larder_secure_logging"}
 BYTES = re.compile(r"(\d+)(b|k|kb|m|mb|g|gb)?", re.IGNORECASE)
@@ -172,35 +174,55 @@ def secret_fault(secret: object) -> str | None:
     return None
 
 
-def authority_faults(host: Host) -> Iterator[str]:
-    """The authorities of the certificates are authorities, and the first can sign."""
+def pair_faults(where: str, entry: Any, *, signs: bool = False, key: bool = True) -> Iterator[str]:
+    """A certificate is one, has not ended, and has its own private key beside it."""
+    if not isinstance(entry, Mapping):
+        yield f"{where} must hold a certificate and its private_key, both in PEM"
+        return
+    try:
+        certificate = x509.load_pem_x509_certificate(str(entry.get("certificate", "")).encode())
+    except ValueError:
+        yield f"{where}.certificate is no certificate in PEM"
+        return
+    if signs and not is_authority(certificate):
+        yield f"{where}.certificate is no authority's: its basic constraints do not say CA:TRUE"
+    if certificate.not_valid_after_utc < datetime.now(UTC):
+        yield f"{where}.certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    if key:
+        try:
+            private = load_pem_private_key(str(entry.get("private_key", "")).encode(), None)
+        except (TypeError, ValueError):
+            yield f"{where}.private_key is no private key in PEM without a passphrase"
+        else:
+            if private.public_key() != certificate.public_key():
+                yield f"{where}.private_key is not the one of its certificate"
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+
+
+def certificate_faults(host: Host) -> Iterator[str]:
+    """The authorities can sign what the stack makes, and certificates of one's own can be used."""
     name, entries = "certificate_authorities", host.get("certificate_authorities")
     if name not in host.given:
         yield f"{name} is unset; ansible/init_secrets.yml writes a vault with one"
-        return
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
+    elif not isinstance(entries, list) or not entries:
         yield f"{name} must be a list of one authority or two, each with certificate and private_key"
-        return
-    for number, entry in enumerate(entries):
-        where = f"{name}[{number}]"
-        try:
-            certificate = x509.load_pem_x509_certificate(str(entry.get("certificate", "")).encode())
-            signs = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        except (ValueError, x509.ExtensionNotFound):
-            yield f"{where}.certificate is no authority's certificate in PEM"
-            continue
-        if not signs:
-            yield f"{where}.certificate is no authority's: its basic constraints do not say CA:TRUE"
-        if certificate.not_valid_after_utc < datetime.now(UTC):
-            yield f"{where}.certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d}"
-        if number == 0:
-            try:
-                key = load_pem_private_key(str(entry.get("private_key", "")).encode(), None)
-            except (TypeError, ValueError):
-                yield f"{where}.private_key is no private key in PEM without a passphrase; it signs the certificates"
-                continue
-            if key.public_key() != certificate.public_key():
-                yield f"{where}.private_key is not the one of its certificate"
+    else:
+        for number, entry in enumerate(entries):
+            # The first signs; of another one, the certificate is enough.
+            yield from pair_faults(f"{name}[{number}]", entry, signs=True, key=number == 0)
+    provided = host.get("certificate_provided")
+    for service, entry in provided.items() if isinstance(provided, Mapping) else ():
+        if service not in SERVICES:
+            meant = hint(str(service), SERVICES)
+            yield f"certificate_provided.{service} is for no service{meant}; there are {', '.join(SERVICES)}"
+        else:
+            yield from pair_faults(f"certificate_provided.{service}", entry)
 
 
 def secret_faults(host: Host, groups: Groups, wanted: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[str]:
@@ -275,7 +297,7 @@ def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[st
             *project_faults(host),
             *port_faults(host, groups),
             *secret_faults(host, groups, rules["secrets"]),
-            *authority_faults(host),
+            *certificate_faults(host),
             *memory_faults(host, groups),
             *release_faults(host, rules["releases"]),
         ):
