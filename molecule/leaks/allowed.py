@@ -87,7 +87,22 @@ ALLOWED = (
     ),
     Allowed("pg_authid", "", "", "", kinds("verifier"), "where PostgreSQL keeps SCRAM verifiers"),
     Allowed("ACL LIST", "", "", "", kinds("hash"), "Redis shows administrators its users' SHA-256"),
-    Allowed("HAProxy", "", "", "", kinds("hash"), "the map of tokens' SHA-256, shown to root alone"),
+    Allowed(
+        "HAProxy: map /etc/haproxy/tokens.map",
+        "",
+        "",
+        "",
+        kinds("hash"),
+        "the map of tokens' SHA-256, shown to root alone",
+    ),
+    Allowed(
+        "HAProxy: errors",
+        "",
+        "",
+        "",
+        kinds("token"),
+        "the last request that was no HTTP, in memory alone: HAProxy cannot do without, and shows it to root alone",
+    ),
     Allowed(
         "host: files",
         r"/var/lib/systemd/credential\.secret",

@@ -63,6 +63,7 @@ def work(stack: Stack) -> None:
     stack.ask("a reader pushes", "/push", reader, {})
     stack.ask("a push of nothing", "/push", writer, {})
     stack.ask("a push of nonsense", "/push", writer, {"push_source_name": "nonsense", "df": {"x": [1]}})
+    stack.ask_wrongly("no HTTP", reader)
     stack.ask("no JSON", "/get-online-features", reader, b"{")
     stack.ask("a path that clients may not ask", "/docs", reader)
     stack.ask("a token in the query", f"/get-online-features?token={quote(reader, safe='')}", None, {})

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import shlex
+import socket
 import ssl
 import subprocess
 import sys
@@ -32,13 +33,13 @@ PSQL = "runuser -u postgres -- psql -At -d feast"
 VIEWS = ["pg_stat_activity", "pg_settings", "pg_file_settings", "pg_hba_file_rules", "pg_db_role_setting", "pg_authid"]
 REDIS = ("CONFIG GET *", "SLOWLOG GET -1", "ACL LIST", "ACL LOG")
 # What HAProxy tells root on its socket.
-HAPROXY = """
-import socket
-tables = ["table token_use", "map /etc/haproxy/tokens.map"]
-for command in (f"show {what}" for what in ["info", "stat", "env", "sess all", *tables]):
+HAPROXY = ("info", "stat", "env", "sess all", "table token_use", "map /etc/haproxy/tokens.map", "errors")
+ASK_HAPROXY = """
+import socket, sys
+for what in sys.argv[1:]:
     with socket.socket(socket.AF_UNIX) as asked:
         asked.connect("/run/haproxy/admin.sock")
-        asked.sendall(command.encode() + b"\\n")
+        asked.sendall(f"show {what}\\n".encode())
         while data := asked.recv(65536):
             print(data.decode(errors="replace"))
 """
@@ -170,6 +171,19 @@ class Stack:
         self.keep("HTTP", said, label)
         return self.answers[label]
 
+    def ask_wrongly(self, label: str, token: str) -> None:
+        """Send the gateway a request with a token that is no HTTP; keep its answer."""
+        context = ssl.create_default_context(cafile=str(self.vault.inventory / "ca.crt"))
+        address = self.inventory.address(HOST)
+        with (
+            socket.create_connection((address, 8443), 60) as plain,
+            context.wrap_socket(plain, server_hostname=address) as wrapped,
+        ):
+            wrapped.sendall(f"GET /health HTTP/1.1\r\nAuthorization: Bearer {token}\r\nno header\r\n\r\n".encode())
+            said = wrapped.recv(65536)
+        self.answers[label] = int(said.split()[1])
+        self.keep("HTTP", said, label)
+
     def read(self, label: str, token: str | None = None, feature: str = "ohlcv_features:close") -> int:
         body = {"features": [feature], "entities": {"symbol": ["AAPL"]}}
         return self.ask(label, "/get-online-features", token or self.tokens["reader"], body)
@@ -272,7 +286,8 @@ class Stack:
             self.keep(view, self.on_host(f"{PSQL} -c 'TABLE {view}'"))
         for command in REDIS:
             self.keep(command, self.redis("admin", command))
-        self.keep("HAProxy", self.on_host("python3 -", HAPROXY))
+        for what in HAPROXY:
+            self.keep(f"HAProxy: {what}", self.on_host(f"python3 - {shlex.quote(what)}", ASK_HAPROXY))
 
     def keep_history(self, repository: Path) -> None:
         """Keep every version of every file that git has, and what waits to be committed."""

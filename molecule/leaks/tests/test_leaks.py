@@ -58,6 +58,7 @@ def test_clients_who_err_are_told_so(evidence: Any) -> None:
     assert answers["read again"] == 200
     assert answers["a token that nobody has"] == answers["a token and more"] == answers["no token"] == 401
     assert answers["a reader pushes"] == 403
+    assert answers["no HTTP"] == 400
     assert answers["read without redis-server"] in {500, 502, 503, 504}
 
 
