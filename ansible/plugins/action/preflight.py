@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import multiprocessing
 import os
 import re
 from collections import defaultdict
@@ -356,8 +357,10 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
         hosts = [self._host(name, hostvars, specs, defaults, rules["secrets"]) for name in sorted(stack)]
         faults = judge(hosts, groups, specs, rules)
         if not faults and not self._task.check_mode:
-            # The parent is ansible-playbook itself, which lives as long as the run.
-            fault = lock_fault(self._inventory(variables) / ".lock", os.getppid())
+            # This worker's parent is ansible-playbook itself, which lives as long as the run. Where it was killed a moment
+            # ago, getppid would be 1, which lives for ever.
+            parent = multiprocessing.parent_process()
+            fault = lock_fault(self._inventory(variables) / ".lock", (parent and parent.pid) or os.getpid())
             faults = [fault] if fault else []
         if not faults:
             return {"changed": False}
