@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +388,28 @@ def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for() -> N
     purposes = {name: list(values) for name, values in written.items() if isinstance(values, dict)}
     assert purposes == {name: rule["purposes"] for name, rule in RULES["secrets"].items()}
     assert list(written["certificate_authorities"][0]) == ["certificate", "private_key"]
+
+
+def orphan(answer: Connection, parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    answer.send(preflight.controller())
+
+
+def run_that_is_killed(answer: Connection) -> None:
+    multiprocessing.get_context("fork").Process(target=orphan, args=[answer, os.getpid()]).start()
+    answer.send("started")
+    time.sleep(60)
+
+
+def test_a_run_that_was_killed_is_not_taken_for_one_that_lives_for_ever() -> None:
+    answer, to_tell = multiprocessing.Pipe()
+    run = multiprocessing.get_context("fork").Process(target=run_that_is_killed, args=[to_tell])
+    run.start()
+    assert answer.recv() == "started"
+    run.kill()
+    run.join()
+    assert answer.recv() == run.pid
 
 
 def test_a_second_run_on_an_inventory_is_refused_while_the_first_lives(tmp_path: Path) -> None:

@@ -323,6 +323,15 @@ def process(number: int) -> str:
     return f"{number} {stat.read_text().rpartition(')')[2].split()[19]}" if stat.exists() else f"{number}"
 
 
+def controller() -> int:
+    """Return the process of ansible-playbook itself, which lives as long as the run; a plugin runs in a child of it.
+
+    Where it was killed a moment ago, os.getppid() would be 1, which lives for ever.
+    """
+    parent = multiprocessing.parent_process()
+    return parent.pid if parent and parent.pid else os.getpid()
+
+
 def lock_fault(path: Path, me: int) -> str | None:
     """Take the lock of an inventory for a process; say who holds it where another one that still lives does.
 
@@ -357,10 +366,7 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
         hosts = [self._host(name, hostvars, specs, defaults, rules["secrets"]) for name in sorted(stack)]
         faults = judge(hosts, groups, specs, rules)
         if not faults and not self._task.check_mode:
-            # This worker's parent is ansible-playbook itself, which lives as long as the run. Where it was killed a moment
-            # ago, getppid would be 1, which lives for ever.
-            parent = multiprocessing.parent_process()
-            fault = lock_fault(self._inventory(variables) / ".lock", (parent and parent.pid) or os.getpid())
+            fault = lock_fault(self._inventory(variables) / ".lock", controller())
             faults = [fault] if fault else []
         if not faults:
             return {"changed": False}
