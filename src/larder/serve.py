@@ -2,6 +2,8 @@
 
 gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn). It adds to Feast's application:
 
+- Features are read from a plan made once per feature list, and with their age if the client asks (see larder.online).
+
 - `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404,
   which HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
   `no feature view` or `no online store`. `revision` names what the instance was started with, `unaware` the gateways
@@ -19,15 +21,15 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from feast import FeatureStore, ValueType
 from feast.errors import FeastError
-from feast.feature_server import GetOnlineFeaturesRequest, get_app
+from feast.feature_server import get_app
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.permissions.server.utils import (
     ServerType,
@@ -46,6 +48,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from larder import drain
+from larder.online import Online
 
 log = logging.getLogger("uvicorn.error")
 
@@ -77,7 +80,8 @@ class FeatureServer:
         self.draining = drain.directory() / drain.DRAINING
         self.revision = os.environ.get("LARDER_REVISION", "")
         self.feast: FastAPI | None = None
-        self.canary: GetOnlineFeaturesRequest | None = None
+        self.online: Online | None = None
+        self.canary: dict[str, Any] | None = None
         auth = str_to_auth_manager_type(store.config.auth_config.type)
         init_security_manager(auth_type=auth, fs=store)
         init_auth_manager(auth_type=auth, server_type=ServerType.REST, auth_config=store.config.auth_config)
@@ -114,11 +118,14 @@ class FeatureServer:
                 app = await run_in_threadpool(build, self.store)
                 await stack.enter_async_context(app.router.lifespan_context(app))
                 await fail_fast(self.store)
+                self.online = Online(self.store, app)
                 self.feast = app
             else:
                 # Feast's refresh hides its errors: a read before it tells them.
                 await run_in_threadpool(self.store.registry.list_projects)
                 await run_in_threadpool(self.store.refresh_registry)
+                assert self.online
+                await run_in_threadpool(self.online.refresh)
             self.canary = await run_in_threadpool(find_canary, self.store)
         except Exception as error:  # whatever it is, what is here goes on serving
             log.warning("The registry cannot be read (%s); trying again.", type(error).__name__)
@@ -135,13 +142,12 @@ class FeatureServer:
     async def readiness(self) -> tuple[int, str]:
         if self.draining.exists():
             return 404, drain.DRAINING
-        if self.feast is None:
+        if self.online is None:
             return 503, "no registry"
         if self.canary is None:
             return 503, "no feature view"
-        read = next(r for r in self.feast.routes if isinstance(r, APIRoute) and r.path == "/get-online-features")
         try:
-            await asyncio.wait_for(read.endpoint(self.canary), READY_SECONDS)
+            await asyncio.wait_for(self.online.probe(self.canary), READY_SECONDS)
         except Exception as error:  # whatever it is, clients' reads fail of it too
             log.warning("The readiness check cannot read a feature (%s).", type(error).__name__)
             return 503, "no online store"
@@ -175,15 +181,15 @@ async def fail_fast(store: FeatureStore) -> None:
         (await online._get_client_async(store.config.online_store)).set_retry(AsyncRetry(NoBackoff(), 1, dropped))
 
 
-def find_canary(store: FeatureStore) -> GetOnlineFeaturesRequest | None:
-    """Return a request for one feature of the first view, by name, whose entities can be made up."""
+def find_canary(store: FeatureStore) -> dict[str, Any] | None:
+    """Return the body of a request for one feature of the first view, by name, whose entities can be made up."""
     for view in sorted(store.list_feature_views(allow_cache=True), key=lambda view: view.name):
         keys = [(column.name, column.dtype.to_value_type()) for column in view.entity_columns]
         if view.online and view.features and all(value_type in NOBODY for _, value_type in keys):
-            return GetOnlineFeaturesRequest(
-                entities={name: [NOBODY[value_type]] for name, value_type in keys},
-                features=[f"{view.name}:{view.features[0].name}"],
-            )
+            return {
+                "entities": {name: [NOBODY[value_type]] for name, value_type in keys},
+                "features": [f"{view.name}:{view.features[0].name}"],
+            }
     return None
 
 
