@@ -30,6 +30,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
@@ -55,8 +56,8 @@ ANSWER = "Larder-Answer"
 MAX_PLANS = 1000
 PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE = "PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE"
 # A serialized Value of a double: this tag and eight bytes.
-DOUBLE = b")"
-DOUBLE_BYTES = 9
+TAG = b")"
+DOUBLE = np.dtype([("tag", "S1"), ("value", "<f8")])
 # What pydantic's JSON writes unlike Python's: numbers below 1e-4, and those that are none.
 UNLIKE = re.compile(rb"0\.0000|e-|[NI]")
 
@@ -229,7 +230,7 @@ class Plan:
             now: the time, in seconds since 1970.
         """
         rows = len(replies[0])
-        present, epoch = repeated(PRESENT, rows), repeated(EPOCH, rows)
+        present, epoch = repeated(b'"PRESENT"', rows), repeated(b'"1970-01-01T00:00:00Z"', rows)
         names = list(query.entities)
         results = [
             result(text(values), present, epoch, [None] * rows if query.include_age else None)
@@ -239,35 +240,32 @@ class Plan:
         for view in self.views:
             columns = fields[view.group][view.first : view.last]
             moments = [moment(raw) for raw in fields[view.group][view.last]]
-            ages = None
+            ages = [None if at is None else now - at for _, at in moments]
             statuses = present
-            if query.include_age:
-                ages = [None if at is None else round(now - at, 3) for _, at in moments]
             if query.max_age_s is not None:
-                state = [status(at, now - query.max_age_s) for _, at in moments]
-                statuses = text(state)
+                states = [status(age, query.max_age_s) for age in ages]
+                statuses = text(states)
                 columns = [
-                    tuple(raw if s is PRESENT else None for raw, s in zip(column, state, strict=True))
+                    tuple(raw if state == PRESENT else None for raw, state in zip(column, states, strict=True))
                     for column in columns
                 ]
             timestamps = b'["%b"]' % '","'.join([shown for shown, _ in moments]).encode()
             names += view.names
-            results += [result(values, statuses, timestamps, ages) for values in texts(columns)]
+            results += [
+                result(values, statuses, timestamps, ages if query.include_age else None) for values in texts(columns)
+            ]
         return b'{"results":[%b],"metadata":{"feature_names":%b}}' % (b",".join(results), text(names))
 
 
-EPOCH = "1970-01-01T00:00:00Z"
-
-
-def status(at: float | None, oldest: float) -> str:
-    if at is None:
+def status(age: float | None, max_age_s: float) -> str:
+    if age is None:
         return NOT_FOUND
-    return PRESENT if at >= oldest else OUTSIDE_MAX_AGE
+    return PRESENT if age <= max_age_s else OUTSIDE_MAX_AGE
 
 
 def result(values: bytes, statuses: bytes, timestamps: bytes, ages: list[float | None] | None) -> bytes:
     """Return one entry of `results`; each argument but the ages is JSON already."""
-    more = b"" if ages is None else b',"ages_s":%b' % text(ages)
+    more = b"" if ages is None else b',"ages_s":%b' % text([None if age is None else round(age, 3) for age in ages])
     return b'{"values":%b,"statuses":%b,"event_timestamps":%b%b}' % (values, statuses, timestamps, more)
 
 
@@ -284,9 +282,9 @@ def texts(columns: Sequence[Sequence[bytes | None]]) -> list[bytes]:
     values = list(chain.from_iterable(columns))
     # Doubles only: every value begins with the tag where the one before, of nine bytes, has ended.
     joined = b"" if None in values else b"".join(values)  # type: ignore[arg-type]
-    if values and len(joined) == DOUBLE_BYTES * len(values) and joined[::DOUBLE_BYTES] == DOUBLE * len(values):
-        numbers, rows = doubles(len(values)).unpack(joined), len(columns[0])
-        written = to_json([numbers[i : i + rows] for i in range(0, len(numbers), rows)])
+    if values and len(joined) == DOUBLE.itemsize * len(values) and joined[:: DOUBLE.itemsize] == TAG * len(values):
+        numbers = np.frombuffer(joined, DOUBLE)["value"].reshape(len(columns), -1)
+        written = to_json(numbers.tolist())
         if not UNLIKE.search(written):
             return [b"[%b]" % column for column in written[2:-2].split(b"],[")]
     return [text([decoded(raw) for raw in column]) for column in columns]
@@ -296,28 +294,23 @@ def decoded(raw: bytes | None) -> Any:
     """Return a serialized value as what Feast's server puts into JSON."""
     if not raw:
         return None
-    if len(raw) == DOUBLE_BYTES and raw.startswith(DOUBLE):
-        number: float = doubles(1).unpack(raw)[0]
+    if len(raw) == DOUBLE.itemsize and raw.startswith(TAG):
+        number: float = struct.unpack("<xd", raw)[0]
         if math.isfinite(number):
             return number
     return _value_to_native(Value.FromString(raw))
 
 
+def repeated(value: bytes, rows: int) -> bytes:
+    """Return the JSON of a column that has one value in all its rows, one at least."""
+    return b"[" + value + (b"," + value) * (rows - 1) + b"]"
+
+
 @lru_cache(maxsize=10_000)
-def doubles(count: int) -> struct.Struct:
-    return struct.Struct("<" + "xd" * count)
-
-
-@lru_cache(maxsize=1000)
-def repeated(value: str, rows: int) -> bytes:
-    return text([value] * rows)
-
-
-@lru_cache(maxsize=100_000)
 def moment(raw: bytes | None) -> tuple[str, float | None]:
     """Return an event time as Feast writes it, which rounds it to microseconds, and in seconds (None if it is none)."""
     if not raw:
-        return EPOCH, None
+        return "1970-01-01T00:00:00Z", None
     stored, shown = Timestamp.FromString(raw), Timestamp()
     seconds = stored.seconds + stored.nanos / 1_000_000_000.0
     shown.FromDatetime(datetime.fromtimestamp(seconds, tz=UTC))

@@ -11,7 +11,6 @@ import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
-
 import pandas as pd
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType, types
@@ -210,6 +209,10 @@ class Server:
 
     def read(self, body, **options):
         return self.ask(self.larder, "POST", online.PATH, body, **options)
+
+    @property
+    def port(self):
+        return int(self.server.store.config.online_store.connection_string.partition(",")[0].rpartition(":")[2])
 
     def get(self, path):
         status, who, body = self.ask(self.larder, "GET", path, content_type=None)
@@ -410,3 +413,209 @@ def test_a_key_is_feasts(key):
     of = {"string_val": key} if isinstance(key, str) else {"int64_val": key}
     encode = online.ENCODERS[ValueType.STRING if isinstance(key, str) else ValueType.INT64]
     assert encode(key) == serialize_entity_key(EntityKey(join_keys=["k"], entity_values=[Value(**of)]), 3)[13:]
+
+
+def columns(answer):
+    return dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+
+
+@pytest.fixture
+def quotes(server):
+    """Three symbols with a price of 1 s, 60 s and an hour ago; the service's names are of other views."""
+    ages = {"now": 1, "minute": 60, "hour": 3600}
+    store, view = server.server.store, server.server.store.get_feature_view("prices")
+    rows = [
+        (
+            EntityKey(join_keys=["symbol"], entity_values=[Value(string_val=symbol)]),
+            {"close": Value(double_val=age), "note": Value(null_val=0)},
+            datetime.now(UTC) - timedelta(seconds=age),
+            None,
+        )
+        for symbol, age in ages.items()
+    ]
+    Redis(port=server.port).flushall()
+    store._get_provider().online_write_batch(store.config, view, rows, None)
+    yield {"features": ["prices:close", "prices:note"], "entities": {"symbol": [*ages, "missing"]}}
+    fill(store)
+
+
+def test_ages_are_seconds_since_the_event_time(server, quotes):
+    _, _, answer = server.read(quotes | {"include_age": True})
+    close = columns(json.loads(answer))["close"]
+    assert close.pop("ages_s") == [pytest.approx(1, abs=5), pytest.approx(60, abs=5), pytest.approx(3600, abs=5), None]
+    assert columns(json.loads(answer))["symbol"].pop("ages_s") == [None] * 4
+    assert columns(server.same(quotes)[2])["close"] == close
+
+
+def test_a_client_that_does_not_ask_for_an_age_gets_feasts_answer(server, quotes):
+    server.same(quotes)
+    plain = server.read(quotes)
+    assert server.read(quotes | {"include_age": False, "max_age_s": None}) == plain
+
+
+def test_a_value_that_is_too_old_is_null_with_a_status(server, quotes):
+    status, who, answer = server.read(quotes | {"max_age_s": 70})
+    stock = columns(server.same(quotes)[2])
+    assert (status, who) == (200, "larder")
+    for name, values in {"close": [1.0, 60.0, None, None], "note": [None] * 4}.items():
+        column = columns(json.loads(answer))[name]
+        assert column["values"] == values
+        assert column["statuses"] == ["PRESENT", "PRESENT", "OUTSIDE_MAX_AGE", "NOT_FOUND"]
+        assert column["event_timestamps"] == stock[name]["event_timestamps"]
+        assert "ages_s" not in column
+    assert columns(json.loads(answer))["symbol"] == stock["symbol"]
+
+
+def test_the_limit_is_of_each_value(server, quotes):
+    for max_age_s, fresh in ((0.001, 0), (30, 1), (70.5, 2), (10**400, 3)):
+        answer = json.loads(server.read(quotes | {"max_age_s": max_age_s})[2])
+        assert columns(answer)["close"]["statuses"].count("PRESENT") == fresh
+
+
+@pytest.mark.parametrize("max_age_s", ["10", 0, -1, 0.0, math.nan, math.inf, True, [], {}])
+def test_a_max_age_that_cannot_be_is_refused_in_one_sentence(server, max_age_s):
+    body = {"features": ["prices:close"], "entities": {"symbol": ["A"]}, "max_age_s": max_age_s}
+    detail = {"detail": "max_age_s must be a number of seconds greater than 0"}
+    assert json.loads(server.read(body)[2]) == detail
+    assert server.read(body)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"features": ["price_change:change"], "entities": {"symbol": ["A"]}}, "price_change is computed on demand"),
+        ({"features": ["prices:close"], "entities": {"symbol": [1]}}, "an entity's key is not a string"),
+        ({"features": ["market:breadth"], "entities": {"symbol": ["A"]}}, "a view has no entity"),
+        ({"features": ["prices:close"], "entities": {}}, "join keys"),
+        ({"features": "prices:close", "entities": {"symbol": ["A"]}}, "fields that Feast checks"),
+    ],
+)
+@pytest.mark.parametrize("age", [{"max_age_s": 10}, {"include_age": True}])
+def test_an_age_is_answered_or_refused_but_never_ignored(server, body, why, age):
+    status, _, answer = server.read(body | age)
+    assert status == 400
+    assert why in json.loads(answer)["detail"]
+
+
+@pytest.mark.parametrize("symbol", ["A", "C.US", "BTC/USD", "ÄÖ €", 'q"uo\\te', "missing"])
+def test_one_entity_can_be_read_by_its_address(server, symbol):
+    body = {"features": ["prices:close", "numbers:n1"], "entities": {"symbol": [symbol]}}
+    path = f"/features/{symbol}"
+    assert server.get(f"{path}?features=prices:close,numbers:n1") == (200, "larder", server.same(body)[2])
+    assert server.get(f"{path}?features=prices:close&features=numbers:n1")[2] == server.same(body)[2]
+    full = server.get(f"{path}?features=prices:close,numbers:n1&full_feature_names=true")
+    assert full[2] == server.same(body | {"full_feature_names": True})[2]
+
+
+@pytest.mark.usefixtures("quotes")
+def test_everything_a_post_can_ask_can_be_typed(server):
+    assert server.get("/features/hour?feature_service=signals")[2]["metadata"]["feature_names"][0] == "symbol"
+    close = columns(server.get("/features/hour?features=prices:close&max_age_s=70&include_age=true")[2])["close"]
+    assert (close["values"], close["statuses"]) == ([None], ["OUTSIDE_MAX_AGE"])
+    assert close["ages_s"] == [pytest.approx(3600, abs=5)]
+    assert server.get("/features/1?features=desks:limit")[1] == "larder"
+    computed = server.get("/features/A?features=price_change:change")
+    body = {"features": ["price_change:change"], "entities": {"symbol": ["A"]}}
+    assert computed == (200, "feast", server.same(body)[2])
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "sentence"),
+    [
+        ("A", 400, "features=view:feature,… or feature_service=… says what to read"),
+        ("A?features=", 400, "says what to read"),
+        ("A?features=missing:close", 404, "missing"),
+        ("A?features=prices:missing", 400, "missing"),
+        ("A?features=nonsense", 400, "nonsense"),
+        ("A?features=prices:close&max_age=1", 400, "max_age is no parameter"),
+        ("A?features=prices:close&max_age_s=old", 400, "max_age_s must be a number of seconds greater than 0"),
+        ("A?features=prices:close&include_age=maybe", 400, "include_age must be true or false"),
+        ("A?features=positions:close", 400, "one entity has the keys desk_id, symbol here"),
+        ("A?features=desks:limit", 400, "desk_id must be an integer"),
+    ],
+)
+def test_a_wrong_address_is_refused_in_a_sentence(server, path, status, sentence):
+    answer = server.get(f"/features/{path}")
+    assert answer[0] == status
+    assert sentence in json.dumps(answer[2], ensure_ascii=False)
+
+
+def test_what_the_registry_gains_is_served_and_what_it_loses_is_refused(server):
+    server.runner.run(asyncio.sleep(2))
+    store = FeatureStore(fs_yaml_file=server.directory / "feature_store.yaml")
+    gained = {"features": ["prices:close", "lots:gained"], "entities": {"symbol": ["A"], "lot": [0]}}
+    lost = {"features": ["lots:price"], "entities": {"lot": [0]}}
+    assert server.same(gained)[0] == 400
+    assert server.same(lost)[:2] == (200, "larder")
+    lots = store.get_feature_view("lots")
+    source = store.get_data_source("push")
+    schema = [Field(name="gained", dtype=types.Float64)]
+    store.apply(FeatureView(name="lots", entities=[store.get_entity("lot")], source=source, schema=schema))
+    server.runner.run(asyncio.sleep(3))
+    assert server.same(gained)[:2] == (200, "larder")
+    assert server.same(lost)[0] == 400
+    store.apply(lots)
+    server.runner.run(asyncio.sleep(3))
+    assert server.same(lost)[:2] == (200, "larder")
+
+
+def test_plans_are_made_once_and_not_without_end(server, monkeypatch):
+    made = []
+    plan = online.Plan
+    monkeypatch.setattr(online, "Plan", lambda *key: made.append(key) or plan(*key))
+    monkeypatch.setattr(online, "MAX_PLANS", 3)
+    server.server.online.plans = {}
+    for _ in range(3):
+        server.read({"features": ["prices:close"], "entities": {"symbol": ["A"]}})
+    assert len(made) == 1
+    for features in ([f"numbers:n{n}"] for n in range(8)):
+        server.read({"features": features, "entities": {"symbol": ["A"]}})
+        assert len(server.server.online.plans) <= 3
+
+
+def test_the_readiness_check_reads_as_clients_do(server, monkeypatch):
+    assert server.get("/ready")[:1] == (200,)
+
+    async def fail(*_):
+        raise OSError
+
+    monkeypatch.setattr(online.Online, "ask", fail)
+    assert server.get("/ready")[2]["status"] == "no online store"
+
+
+def test_a_redis_that_is_away_is_a_503_and_its_return_is_noticed(server, redis):
+    body = {"features": ["prices:close"], "entities": {"symbol": ["A"] * 3}}
+    before = server.read(body)
+    assert before[0] == 200
+    redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert server.read(body) == before  # one dropped connection is replaced
+    redis.execute_command("CLIENT", "PAUSE", "2500", "ALL")
+    started = time.monotonic()
+    status, _, answer = server.read(body)
+    assert (status, json.loads(answer)) == (503, {"detail": "a store is not available"})
+    assert time.monotonic() - started < 5
+    time.sleep(1)
+    assert server.read(body) == before
+
+
+def test_a_reply_that_is_an_error_spoils_no_later_read(server, redis):
+    key = serialize_entity_key(EntityKey(join_keys=["symbol"], entity_values=[Value(string_val="bad")]), 3) + b"trading"
+    redis.set(key, "not a hash")
+    body = {"features": ["prices:close"], "entities": {"symbol": ["A", "bad", "B"]}}
+    assert server.read(body)[0] == server.ask(server.stock, "POST", online.PATH, body)[0] == 503
+    redis.delete(key)
+    for symbol in SYMBOLS:
+        server.same({"features": ["prices:close"], "entities": {"symbol": [symbol]}})
+
+
+def test_reads_side_by_side_do_not_mix(server):
+    symbols = [*SYMBOLS, "missing"]
+    bodies = [{"features": ["prices:close"], "entities": {"symbol": [symbol]}} for symbol in symbols] * 10
+    read = server.server.online.read
+
+    async def together():
+        return await asyncio.gather(*(read(online.Query.of(body)) for body in bodies))
+
+    alone = {body["entities"]["symbol"][0]: server.read(body)[2] for body in bodies[: len(symbols)]}
+    answers = server.runner.run(together())
+    assert answers == [alone[body["entities"]["symbol"][0]] for body in bodies]
