@@ -19,15 +19,14 @@ Feast has no notion of age on reads: whatever its view's TTL, an old value is `P
 import json
 import logging
 import math
-import re
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -40,26 +39,33 @@ from feast.feature_server_utils import _timestamp_to_str, _value_to_native
 from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.helpers import _mmh3
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
-from feast.protos.feast.types.Value_pb2 import Value
+from feast.protos.feast.types.Value_pb2 import NULL, Value
+from feast.types import Float64
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 from pydantic_core import to_json
-from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
+
+from larder.redis_line import Line
 
 log = logging.getLogger("uvicorn.error")
 
 PATH = "/get-online-features"
-ANSWER = "Larder-Answer"
+TYPED = "/features/"
+JSON = b"application/json"
+ANSWER = b"larder-answer"
 # Clients choose what is planned: no more of it than this is kept.
 MAX_PLANS = 1000
 PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE = "PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE"
 # A serialized Value of a double: this tag and eight bytes.
 TAG = b")"
 DOUBLE = np.dtype([("tag", "S1"), ("value", "<f8")])
-# What pydantic's JSON writes unlike Python's: numbers below 1e-4, and those that are none.
-UNLIKE = re.compile(rb"0\.0000|e-|[NI]")
+NAN = TAG + struct.pack("<d", math.nan)
+# What is not stored, and what is stored as null.
+NULLS = (None, b"", Value(null_val=NULL).SerializeToString())
+
+
+Failed = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class DeclinedError(Exception):
@@ -113,7 +119,6 @@ class View:
     group: int
     first: int
     last: int
-    names: tuple[str, ...]
 
 
 @dataclass
@@ -173,6 +178,9 @@ class Plan:
         self.key_types: dict[str, ValueType] = types
         self.groups: list[Group] = []
         self.views: list[View] = []
+        # By the number of the column: its name in the response, and whether its values are doubles.
+        self.names: list[str] = []
+        self.doubles: list[bool] = []
         if on_demand:
             self.declined = f"{on_demand[0].name} is computed on demand"
         elif getattr(wanted, "precompute_online", False):
@@ -202,7 +210,10 @@ class Plan:
         first = len(fields)
         fields += [_mmh3(f"{view.name}:{name}") for name in shown]
         fields.append(f"_ts:{view.name}".encode())
-        self.views.append(View(number, first, len(fields) - 1, tuple(prefix + name for name in shown)))
+        self.views.append(View(number, first, len(fields) - 1))
+        types = {feature.name: feature.dtype for feature in view.features}
+        self.names += [prefix + name for name in shown]
+        self.doubles += [types.get(name) == Float64 for name in shown]
 
     def commands(self, entities: Mapping[str, Sequence[Any]]) -> list[tuple[list[bytes], bytes]]:
         """Return, for each group, the key of each row, and the commands that read each key once."""
@@ -230,31 +241,33 @@ class Plan:
             now: the time, in seconds since 1970.
         """
         rows = len(replies[0])
-        present, epoch = repeated(b'"PRESENT"', rows), repeated(b'"1970-01-01T00:00:00Z"', rows)
-        names = list(query.entities)
-        results = [
-            result(text(values), present, epoch, [None] * rows if query.include_age else None)
-            for values in query.entities.values()
-        ]
+        present = repeated(b'"PRESENT"', rows)
+        end = closing(present, repeated(b'"1970-01-01T00:00:00Z"', rows), [None] * rows if query.include_age else None)
+        results = [b'{"values":%b%b' % (text(values), end) for values in query.entities.values()]
         fields = [list(zip(*reply, strict=True)) for reply in replies]
+        columns: list[Sequence[bytes | None]] = []
+        ends: list[bytes] = []
         for view in self.views:
-            columns = fields[view.group][view.first : view.last]
+            shown = fields[view.group][view.first : view.last]
             moments = [moment(raw) for raw in fields[view.group][view.last]]
             ages = [None if at is None else now - at for _, at in moments]
             statuses = present
             if query.max_age_s is not None:
                 states = [status(age, query.max_age_s) for age in ages]
                 statuses = text(states)
-                columns = [
+                shown = [
                     tuple(raw if state == PRESENT else None for raw, state in zip(column, states, strict=True))
-                    for column in columns
+                    for column in shown
                 ]
-            timestamps = b'["%b"]' % '","'.join([shown for shown, _ in moments]).encode()
-            names += view.names
-            results += [
-                result(values, statuses, timestamps, ages if query.include_age else None) for values in texts(columns)
-            ]
-        return b'{"results":[%b],"metadata":{"feature_names":%b}}' % (b",".join(results), text(names))
+            timestamps = b'["%b"]' % '","'.join([written for written, _ in moments]).encode()
+            columns += shown
+            ends += [closing(statuses, timestamps, ages if query.include_age else None)] * len(shown)
+        doubles = iter(numbers(list(compress(columns, self.doubles))))
+        for column, is_double, end in zip(columns, self.doubles, ends, strict=True):
+            written = next(doubles) if is_double else text([decoded(raw) for raw in column])
+            results.append(b'{"values":%b%b' % (written, end))
+        names = text([*query.entities, *self.names])
+        return b'{"results":[%b],"metadata":{"feature_names":%b}}' % (b",".join(results), names)
 
 
 def status(age: float | None, max_age_s: float) -> str:
@@ -263,30 +276,54 @@ def status(age: float | None, max_age_s: float) -> str:
     return PRESENT if age <= max_age_s else OUTSIDE_MAX_AGE
 
 
-def result(values: bytes, statuses: bytes, timestamps: bytes, ages: list[float | None] | None) -> bytes:
-    """Return one entry of `results`; each argument but the ages is JSON already."""
+def closing(statuses: bytes, timestamps: bytes, ages: list[float | None] | None) -> bytes:
+    """Return what follows the values in an entry of `results`."""
     more = b"" if ages is None else b',"ages_s":%b' % text([None if age is None else round(age, 3) for age in ages])
-    return b'{"values":%b,"statuses":%b,"event_timestamps":%b%b}' % (values, statuses, timestamps, more)
+    return b',"statuses":%b,"event_timestamps":%b%b}' % (statuses, timestamps, more)
+
+
+def unlike(written: bytes) -> bool:
+    """Return whether pydantic's JSON may not be Python's: it has its own way with numbers below 1e-4, and with none."""
+    return b"0.0000" in written or b"e-" in written or b"N" in written or b"I" in written
+
+
+def dumped(values: Sequence[Any]) -> bytes:
+    """Return JSON as Starlette writes it for Feast."""
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def text(values: Sequence[Any]) -> bytes:
-    """Return JSON as Starlette writes it for Feast, byte for byte, and mostly ten times as fast."""
+    """Return the same bytes as `dumped`, mostly ten times as fast."""
     written = to_json(values)
-    if UNLIKE.search(written):
-        written = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return written
+    return dumped(values) if unlike(written) else written
 
 
-def texts(columns: Sequence[Sequence[bytes | None]]) -> list[bytes]:
-    """Return the JSON of each column of serialized values."""
+def numbers(columns: Sequence[Sequence[bytes | None]]) -> list[bytes]:
+    """Return the JSON of each column of serialized doubles, all of them at once where they are doubles or nulls."""
     values = list(chain.from_iterable(columns))
+    nulls = 0
+    try:
+        joined = b"".join(values)  # type: ignore[arg-type]
+    except TypeError:
+        joined = b""
+    if len(joined) != DOUBLE.itemsize * len(values):
+        nulls = sum(values.count(null) for null in NULLS)
+        joined = b"".join([NAN if raw in NULLS else raw for raw in values])
     # Doubles only: every value begins with the tag where the one before, of nine bytes, has ended.
-    joined = b"" if None in values else b"".join(values)  # type: ignore[arg-type]
     if values and len(joined) == DOUBLE.itemsize * len(values) and joined[:: DOUBLE.itemsize] == TAG * len(values):
-        numbers = np.frombuffer(joined, DOUBLE)["value"].reshape(len(columns), -1)
-        written = to_json(numbers.tolist())
-        if not UNLIKE.search(written):
-            return [b"[%b]" % column for column in written[2:-2].split(b"],[")]
+        lists = np.frombuffer(joined, DOUBLE)["value"].reshape(len(columns), -1).tolist()
+        written = to_json(lists)
+        # As many as there are nulls: none of them was a number's.
+        if nulls and written.count(b"NaN") == nulls:
+            written = written.replace(b"NaN", b"null")
+        if not (b"N" in written or b"I" in written):
+            texts = [b"[%b]" % column for column in written[2:-2].split(b"],[")]
+            if not unlike(written):
+                return texts
+            return [
+                dumped([None if number != number else number for number in column]) if unlike(known) else known
+                for column, known in zip(lists, texts, strict=True)
+            ]
     return [text([decoded(raw) for raw in column]) for column in columns]
 
 
@@ -318,54 +355,98 @@ def moment(raw: bytes | None) -> tuple[str, float | None]:
 
 
 class Online:
-    """The endpoints that read, in front of Feast's own, and their plans."""
+    """An ASGI application for what reads features, in front of Feast's own."""
 
-    def __init__(self, store: FeatureStore, feast: FastAPI) -> None:
-        self.store = store
+    def __init__(self, store: FeatureStore, feast: FastAPI, failed: Failed) -> None:
+        """Serve from a store whose application is `feast`; `failed` makes the answer to a request that raised."""
+        self.store, self.feast, self.failed = store, feast, failed
         self.plans: dict[tuple[tuple[str, ...], str, bool], Plan] = {}
         self.declined = declined(store)
-        self.feast = next(r for r in feast.routes if isinstance(r, APIRoute) and r.path == PATH)
-        feast.router.routes[:0] = [
-            Route(PATH, self.post, methods=["POST"]),
-            Route("/features/{entity:path}", self.get, methods=["GET"]),
-        ]
+        self.line: Line | None = None
 
-    async def post(self, request: Request) -> Response:
-        written = await request.body()
+    @staticmethod
+    def answers(scope: Scope) -> bool:
+        """Return whether a request is one of these endpoints'."""
+        path: str = scope["path"]
+        return path == PATH if scope["method"] == "POST" else scope["method"] == "GET" and path.startswith(TYPED)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            await self.typed(scope, receive, send)
+            return
+        written, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            written += message.get("body", b"")
+            more = message.get("more_body", False)
+        content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
         try:
-            body = json.loads(written)  # as FastAPI does
+            # As FastAPI does.
+            body = json.loads(written) if content_type.partition(b";")[0].strip().lower() == JSON else None
         except (ValueError, RecursionError):
-            return Feast(self.feast, written)
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return Feast(self.feast, written)
-        return await self.answer(body, written)
+            body = None
+        await self.answer(body, written, scope, receive, send)
 
-    async def get(self, request: Request) -> Response:
+    async def answer(self, body: Any, written: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a decoded body; `written` is what Feast gets where it has to answer."""
         try:
-            body = await self.typed(request)
-        except RefusedError as refused:
-            return JSONResponse({"detail": str(refused)}, 400)
-        return await self.answer(body, json.dumps(body).encode())
-
-    async def answer(self, body: Any, written: bytes) -> Response:
-        try:
-            return Response(await self.read(Query.of(body)), media_type="application/json", headers={ANSWER: "larder"})
-        except RefusedError as refused:
-            return JSONResponse({"detail": str(refused)}, 400)
+            answer = await self.read(Query.of(body))
         except DeclinedError as why:
             if type(body) is dict and {"include_age", "max_age_s"} & body.keys():
-                return JSONResponse({"detail": f"include_age and max_age_s cannot be answered here: {why}"}, 400)
-            return Feast(self.feast, written)
+                refusal = JSONResponse({"detail": f"include_age and max_age_s cannot be answered here: {why}"}, 400)
+                await refusal(scope, receive, send)
+            else:
+                await self.pass_on(written, scope, receive, send)
+        except RefusedError as refused:
+            await JSONResponse({"detail": str(refused)}, 400)(scope, receive, send)
+        except Exception as error:  # Feast's own, the store's, or one of ours
+            await (await self.failed(Request(scope, receive), error))(scope, receive, send)
+        else:
+            headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", JSON), (ANSWER, b"larder")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
+
+    async def pass_on(self, written: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let Feast's own endpoint answer a body."""
+        body = iter([{"type": "http.request", "body": written, "more_body": False}])
+
+        async def replay() -> Message:
+            return next(body, None) or await receive()
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (ANSWER, b"feast")]
+            await send(message)
+
+        if scope["method"] == "GET":
+            headers = [*scope["headers"], (b"content-type", JSON)]
+            scope = {**scope, "method": "POST", "path": PATH, "raw_path": PATH.encode(), "headers": headers}
+        await self.feast(scope, replay, marked)
 
     async def probe(self, body: dict[str, Any]) -> None:
         """Read what the body asks for as a client's request would; raise what it would fail of."""
         try:
             await self.read(Query.of(body))
         except DeclinedError:
-            await self.feast.endpoint(GetOnlineFeaturesRequest(**body))
+            endpoint = next(r.endpoint for r in self.feast.routes if isinstance(r, APIRoute) and r.path == PATH)
+            await endpoint(GetOnlineFeaturesRequest(**body))
 
-    async def typed(self, request: Request) -> dict[str, Any]:
-        """Return the body of a GET for one entity, whose key is in the path and everything else in the query string."""
+    async def typed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a GET for one entity."""
+        request = Request(scope, receive)
+        try:
+            body = await self.body_of(request)
+        except RefusedError as refused:
+            await JSONResponse({"detail": str(refused)}, 400)(scope, receive, send)
+        except Exception as error:  # Feast's own, for what the registry does not have
+            await (await self.failed(request, error))(scope, receive, send)
+        else:
+            await self.answer(body, json.dumps(body).encode(), scope, receive, send)
+
+    async def body_of(self, request: Request) -> dict[str, Any]:
+        """Return the body that asks the same by POST: the entity's key is in the path, the rest in the query string."""
         parameters = request.query_params
         known = {"features", "feature_service", "full_feature_names", "include_age", "max_age_s"}
         if unknown := sorted(parameters.keys() - known):
@@ -390,7 +471,7 @@ class Online:
         if len(types) != 1:
             raise RefusedError(f"one entity has the keys {', '.join(sorted(types))} here: POST them to {PATH}")
         [(name, value_type)] = types.items()
-        entity: Any = request.path_params["entity"]
+        entity: Any = request.scope["path"].removeprefix(TYPED)
         if value_type in (ValueType.INT32, ValueType.INT64):
             try:
                 entity = int(entity)
@@ -434,24 +515,14 @@ class Online:
         return plan.body(query, rows, time.time())
 
     async def ask(self, commands: bytes, count: int) -> list[Any]:
-        """Send commands and return their replies, over a connection of the store's own pool, with its retries."""
-        client = await self.store._get_provider().online_store._get_client_async(self.store.config.online_store)
-        connection = await client.connection_pool.get_connection()
+        if self.line is None:
+            online = self.store._get_provider().online_store
+            self.line = Line(await online._get_client_async(self.store.config.online_store))
+        return await self.line.ask(commands, count)
 
-        async def once() -> list[Any]:
-            try:
-                await connection.send_packed_command([commands])
-                return [await connection.read_response(disable_decoding=True) for _ in range(count)]
-            except RedisError:
-                # The other replies are still on their way.
-                await connection.disconnect()
-                raise
-
-        try:
-            replies: list[Any] = await connection.retry.call_with_retry(once, lambda _: connection.disconnect())
-            return replies
-        finally:
-            await client.connection_pool.release(connection)
+    def close(self) -> None:
+        if self.line:
+            self.line.close()
 
 
 def declined(store: FeatureStore) -> str:
@@ -470,27 +541,3 @@ def declined(store: FeatureStore) -> str:
     if config.entity_key_serialization_version != 3 or config.registry.enable_online_feature_view_versioning:
         return "the store has keys of another version, or views in versions"
     return ""
-
-
-class Feast(Response):
-    """Feast's own answer to a body."""
-
-    def __init__(self, route: APIRoute, body: bytes) -> None:
-        super().__init__()
-        self.route, self.written = route, body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = iter([{"type": "http.request", "body": self.written, "more_body": False}])
-
-        async def replay() -> Message:
-            return next(body, None) or await receive()
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (ANSWER.lower().encode(), b"feast")]
-            await send(message)
-
-        if scope["method"] != "POST":
-            headers = [*scope["headers"], (b"content-type", b"application/json")]
-            scope = {**scope, "method": "POST", "headers": headers}
-        await self.route.handle(scope, replay, marked)

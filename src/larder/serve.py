@@ -68,10 +68,11 @@ NOBODY = {
 }
 
 
-class FeatureServer:
+class FeatureServer(Starlette):
     """One worker: Feast's application, once there is a registry to build it from, and what is known about its store."""
 
     def __init__(self, store: FeatureStore) -> None:
+        super().__init__(routes=[Route("/ready", self.ready), Mount("/", self.serve)], lifespan=self.lifespan)
         self.store = store
         # Feast would refresh an old cache within a client's request; this server refreshes beside them.
         self.registry_ttl = store.config.registry.cache_ttl_seconds or 60
@@ -86,11 +87,12 @@ class FeatureServer:
         init_security_manager(auth_type=auth, fs=store)
         init_auth_manager(auth_type=auth, server_type=ServerType.REST, auth_config=store.config.auth_config)
 
-    def app(self) -> Starlette:
-        return Starlette(
-            routes=[Route("/ready", self.ready), Mount("/", self.serve)],
-            lifespan=self.lifespan,
-        )
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Past all that Starlette and FastAPI do for other requests.
+        if scope["type"] == "http" and self.online and self.online.answers(scope):
+            await self.online(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.feast or JSONResponse({"detail": "no registry"}, 503))(scope, receive, send)
@@ -105,6 +107,8 @@ class FeatureServer:
                 yield
             finally:
                 keep_fresh.cancel()
+                if self.online:
+                    self.online.close()
 
     async def keep_fresh(self, stack: AsyncExitStack) -> None:
         while True:
@@ -118,7 +122,7 @@ class FeatureServer:
                 app = await run_in_threadpool(build, self.store)
                 await stack.enter_async_context(app.router.lifespan_context(app))
                 await fail_fast(self.store)
-                self.online = Online(self.store, app)
+                self.online = Online(self.store, app, failed)
                 self.feast = app
             else:
                 # Feast's refresh hides its errors: a read before it tells them.
@@ -157,14 +161,7 @@ class FeatureServer:
 def build(store: FeatureStore) -> FastAPI:
     """Return Feast's application with error handlers that tell a client's error from the server's."""
     app: FastAPI = get_app(store, registry_ttl_sec=0)
-    handlers: dict[type[Exception], Handler] = {
-        Exception: unexpected,
-        NotImplementedError: not_implemented,
-        FeastError: refused,
-        **dict.fromkeys(REQUEST_ERRORS, bad_request),
-        **dict.fromkeys(STORE_ERRORS, unavailable),
-    }
-    for error, handler in handlers.items():
+    for error, handler in HANDLERS.items():
         app.add_exception_handler(error, handler)
     return app
 
@@ -220,6 +217,23 @@ async def refused(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error.to_error_detail(), 400 if status == 500 else status)
 
 
+HANDLERS: dict[type[Exception], Handler] = {
+    Exception: unexpected,
+    NotImplementedError: not_implemented,
+    FeastError: refused,
+    **dict.fromkeys(REQUEST_ERRORS, bad_request),
+    **dict.fromkeys(STORE_ERRORS, unavailable),
+}
+
+
+async def failed(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that failed outside Feast's application as one inside it."""
+    handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
+    if handler is unexpected:
+        log.error("%s failed", request.url.path, exc_info=error)
+    return await handler(request, error)
+
+
 def notify_systemd() -> None:
     """Tell systemd that this instance serves; nothing where systemd does not ask."""
     address = os.environ.get("LARDER_NOTIFY_SOCKET")
@@ -234,4 +248,4 @@ def create_app() -> Starlette:
         store = FeatureStore(fs_yaml_file=Path(os.environ["CREDENTIALS_DIRECTORY"]) / "feature_store.yaml")
     except Exception as error:  # Feast's messages quote the file, passwords included
         raise SystemExit(f"feature_store.yaml cannot be used: {type(error).__name__}") from None
-    return FeatureServer(store).app()
+    return FeatureServer(store)

@@ -176,9 +176,7 @@ class Server:
         self.larder = serve.create_app()
         self.lifespan = self.larder.router.lifespan_context(self.larder)
         runner.run(self.lifespan.__aenter__())
-        # The bound method's object: the server behind the application.
-        self.server = self.larder.routes[0].endpoint.__self__
-        self.stock = serve.build(self.server.store)
+        self.stock = serve.build(self.larder.store)
 
     def close(self):
         self.runner.run(self.lifespan.__aexit__(None, None, None))
@@ -212,7 +210,7 @@ class Server:
 
     @property
     def port(self):
-        return int(self.server.store.config.online_store.connection_string.partition(",")[0].rpartition(":")[2])
+        return int(self.larder.store.config.online_store.connection_string.partition(",")[0].rpartition(":")[2])
 
     def get(self, path):
         status, who, body = self.ask(self.larder, "GET", path, content_type=None)
@@ -423,7 +421,7 @@ def columns(answer):
 def quotes(server):
     """Three symbols with a price of 1 s, 60 s and an hour ago; the service's names are of other views."""
     ages = {"now": 1, "minute": 60, "hour": 3600}
-    store, view = server.server.store, server.server.store.get_feature_view("prices")
+    store, view = server.larder.store, server.larder.store.get_feature_view("prices")
     rows = [
         (
             EntityKey(join_keys=["symbol"], entity_values=[Value(string_val=symbol)]),
@@ -564,13 +562,13 @@ def test_plans_are_made_once_and_not_without_end(server, monkeypatch):
     plan = online.Plan
     monkeypatch.setattr(online, "Plan", lambda *key: made.append(key) or plan(*key))
     monkeypatch.setattr(online, "MAX_PLANS", 3)
-    server.server.online.plans = {}
+    server.larder.online.plans = {}
     for _ in range(3):
         server.read({"features": ["prices:close"], "entities": {"symbol": ["A"]}})
     assert len(made) == 1
     for features in ([f"numbers:n{n}"] for n in range(8)):
         server.read({"features": features, "entities": {"symbol": ["A"]}})
-        assert len(server.server.online.plans) <= 3
+        assert len(server.larder.online.plans) <= 3
 
 
 def test_the_readiness_check_reads_as_clients_do(server, monkeypatch):
@@ -611,7 +609,7 @@ def test_a_reply_that_is_an_error_spoils_no_later_read(server, redis):
 def test_reads_side_by_side_do_not_mix(server):
     symbols = [*SYMBOLS, "missing"]
     bodies = [{"features": ["prices:close"], "entities": {"symbol": [symbol]}} for symbol in symbols] * 10
-    read = server.server.online.read
+    read = server.larder.online.read
 
     async def together():
         return await asyncio.gather(*(read(online.Query.of(body)) for body in bodies))
