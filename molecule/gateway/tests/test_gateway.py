@@ -11,6 +11,7 @@ testinfra_hosts = ["ansible://gateway1"]
 
 PATHS = [
     ("POST", "/get-online-features"),
+    ("GET", "/features/A?features=market_features:close"),
     ("POST", "/push"),
     ("POST", "/write-to-online-store"),
     ("GET", "/health"),
@@ -30,6 +31,10 @@ FOR_NOBODY = [
     ("POST", "/search"),
     ("GET", "/v1/vector_stores"),
     ("GET", "/push"),
+    ("POST", "/features/A"),
+    ("GET", "/features"),
+    ("GET", "/featuresA"),
+    ("GET", "/x/../features/A"),
     ("PUT", "/get-online-features"),
     ("POST", "/push/"),
     ("POST", "//push"),
@@ -69,6 +74,14 @@ def test_what_the_writer_pushes_is_what_the_reader_reads(gateway, value):
     assert gateway.push(symbol, value, gateway.writer).status == 200
     for token in (gateway.reader, gateway.writer):
         assert gateway.read(symbol, token).json["results"][1]["values"] == [value]
+
+
+@pytest.mark.parametrize("symbol", ["TYPED", "TYPED/USD", "TYPED%20USD"])
+def test_one_symbol_can_be_read_by_its_address(gateway, symbol):
+    assert gateway.push(symbol.replace("%20", " "), 7.5, gateway.writer).status == 200
+    for token in (gateway.reader, gateway.writer):
+        answer = gateway.ask("GET", f"/features/{symbol}?features=market_features:close&max_age_s=3600", token)
+        assert (answer.status, answer.json["results"][1]["values"]) == (200, [7.5])
 
 
 @pytest.mark.parametrize(("method", "path"), FOR_NOBODY)
