@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType, types
+from feast.feature_server_utils import _value_to_native
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 from starlette.responses import JSONResponse
@@ -617,3 +618,61 @@ def test_reads_side_by_side_do_not_mix(server):
     alone = {body["entities"]["symbol"][0]: server.read(body)[2] for body in bodies[: len(symbols)]}
     answers = server.runner.run(together())
     assert answers == [alone[body["entities"]["symbol"][0]] for body in bodies]
+
+
+def test_a_redis_that_refuses_connections_is_a_503_at_once(server, monkeypatch):
+    body = {"features": ["prices:close"], "entities": {"symbol": ["A"]}}
+    before = server.read(body)
+    line = server.larder.online.line
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with monkeypatch.context() as patch:
+            patch.setitem(line.client.connection_pool.connection_kwargs, "port", nobody.getsockname()[1])
+            line.close()
+            started = time.monotonic()
+            assert server.read(body)[0] == 503
+            assert server.get("/ready")[0] == 503
+            assert time.monotonic() - started < 2
+    assert server.read(body) == before
+
+
+def test_a_client_that_gives_up_takes_no_other_ones_reply(server):
+    queries = [
+        online.Query.of({"features": ["prices:close"], "entities": {"symbol": [symbol]}}) for symbol in ("A", "B")
+    ]
+
+    async def given_up():
+        first = asyncio.create_task(server.larder.online.read(queries[0]))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await server.larder.online.read(queries[1])
+
+    alone = server.runner.run(server.larder.online.read(queries[1]))
+    for _ in range(5):
+        assert server.runner.run(given_up()) == alone
+
+
+# An integer of 50 bits is as long as a double.
+NINE_BYTES = [Value(int64_val=2**50 + n) for n in range(3)] + [Value(string_val="seven b")] + [Value(double_val=1.5)]
+MIXED = [*NINE_BYTES, *(value(random.Random(n), name) for n, name in enumerate([*SCALARS, *LISTS, "nested"] * 5))]
+raws = st.sampled_from([None, *(one.SerializeToString() for one in MIXED)])
+
+
+def as_feast_does(columns):
+    return [JSONResponse([_value_to_native(Value.FromString(raw or b"")) for raw in column]).body for column in columns]
+
+
+doubles = st.sampled_from([None, b"", *(Value(double_val=n).SerializeToString() for n in [*DOUBLES, *NO_NUMBERS])])
+
+
+@check
+@given(st.integers(1, 5).flatmap(lambda rows: st.lists(st.lists(raws, min_size=rows, max_size=rows), max_size=5)))
+@example([[one.SerializeToString()] for one in NINE_BYTES[:1]])
+def test_values_that_are_no_doubles_are_not_taken_for_doubles(columns):
+    assert online.numbers(columns) == as_feast_does(columns)
+
+
+@check
+@given(st.integers(1, 5).flatmap(lambda rows: st.lists(st.lists(doubles, min_size=rows, max_size=rows), max_size=5)))
+def test_numbers_nulls_and_what_is_no_number_are_told_apart(columns):
+    assert online.numbers(columns) == as_feast_does(columns)
