@@ -169,7 +169,7 @@ class Plan:
 
     def __init__(self, store: FeatureStore, features: tuple[str, ...], service: str, full_names: bool) -> None:
         wanted = store.get_feature_service(service, allow_cache=True) if service else list(features)
-        (_, on_demand, join_key_of, types, _, grouped, names, _, entityless) = utils._get_online_request_context(
+        (_, on_demand, join_key_of, types, _, grouped, _, _, entityless) = utils._get_online_request_context(
             store.registry, store.project, wanted, full_names
         )
         self.asked = False
@@ -192,28 +192,24 @@ class Plan:
         else:
             for view, feature_names in grouped:
                 join_keys = tuple(sorted(join_key_of[name] for name in view.entities))
-                self._add(view, feature_names, join_keys, full_names, names)
+                self._add(view, feature_names, join_keys, full_names)
         self.tails = [b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in group.fields) for group in self.groups]
         self.keys = dict.fromkeys(chain.from_iterable(group.join_keys for group in self.groups))
 
-    def _add(
-        self, view: Any, feature_names: list[str], join_keys: tuple[str, ...], full_names: bool, wanted: set[str]
-    ) -> None:
+    def _add(self, view: Any, feature_names: list[str], join_keys: tuple[str, ...], full_names: bool) -> None:
         number = next((n for n, group in enumerate(self.groups) if group.join_keys == join_keys), len(self.groups))
         if number == len(self.groups):
             encoders = tuple(ENCODERS[self.key_types[name]] for name in join_keys)
             self.groups.append(Group(join_keys, serialize_entity_key_prefix(list(join_keys), 3), encoders))
         prefix = f"{view.projection.name_to_use()}__" if full_names else ""
         fields = self.groups[number].fields
-        # Feast drops a column that has not been asked for by its name in the response.
-        shown = [name for name in feature_names if prefix + name in wanted]
         first = len(fields)
-        fields += [_mmh3(f"{view.name}:{name}") for name in shown]
+        fields += [_mmh3(f"{view.name}:{name}") for name in feature_names]
         fields.append(f"_ts:{view.name}".encode())
         self.views.append(View(number, first, len(fields) - 1))
         types = {feature.name: feature.dtype for feature in view.features}
-        self.names += [prefix + name for name in shown]
-        self.doubles += [types.get(name) == Float64 for name in shown]
+        self.names += [prefix + name for name in feature_names]
+        self.doubles += [types.get(name) == Float64 for name in feature_names]
 
     def commands(self, entities: Mapping[str, Sequence[Any]]) -> list[tuple[list[bytes], bytes]]:
         """Return, for each group, the key of each row, and the commands that read each key once."""

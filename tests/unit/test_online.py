@@ -648,8 +648,10 @@ def test_a_client_that_gives_up_takes_no_other_ones_reply(server):
         return await server.larder.online.read(queries[1])
 
     alone = server.runner.run(server.larder.online.read(queries[1]))
+    replies = server.larder.online.line.replies
     for _ in range(5):
         assert server.runner.run(given_up()) == alone
+    assert server.larder.online.line.replies is replies
 
 
 # An integer of 50 bits is as long as a double.
