@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -85,7 +86,7 @@ def schema_of(symbols: int, days: int) -> str:
     return f"bench_{symbols}x{days}"
 
 
-def feature_views(schema: str) -> list[Any]:
+def feature_views(schema: str, ttl: timedelta = TTL) -> list[Any]:
     """Feast's objects: the entity, and a view for each table, as feature_repo has them."""
     from feast import Entity, FeatureView, Field, ValueType
     from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
@@ -96,7 +97,7 @@ def feature_views(schema: str) -> list[Any]:
         FeatureView(
             name=view,
             entities=[entity],
-            ttl=TTL,
+            ttl=ttl,
             schema=[Field(name=name, dtype=Int64 if name in INTEGERS else Float64) for name in names],
             source=PostgreSQLSource(name=f"{view}_source", table=f"{schema}.{view}", timestamp_field="event_timestamp"),
         )
@@ -160,6 +161,22 @@ def fill(
             for view in VIEWS:
                 connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(view)))
     return schema
+
+
+def feature_store(given: Path, directory: Path, schema: str, ttl: timedelta = TTL, **changes: dict[str, Any]) -> Any:
+    """A store of its own in a directory, with the views on a schema, connected as the given feature_store.yaml says."""
+    from feast import FeatureStore
+
+    settings = yaml.safe_load(os.path.expandvars(given.read_text()))
+    settings |= {"project": directory.name, "registry": str(directory / "registry.db")}
+    for section, values in changes.items():
+        settings[section] = settings.get(section, {}) | values
+    path = directory / "feature_store.yaml"
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(settings))
+    store = FeatureStore(fs_yaml_file=path)
+    store.apply(feature_views(schema, ttl))
+    return store
 
 
 def conninfo(feature_store: Path) -> str:

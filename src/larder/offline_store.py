@@ -172,20 +172,21 @@ class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Fea
             end_date,
         )
         table = data_source._postgres_options._table
-        if not (table and join_key_columns and feature_name_columns):
-            return TimescaleRetrievalJob(stock)
-        with _get_conn(config.offline_store) as connection, connection.cursor() as cursor:
-            index = _index(cursor, table, join_key_columns, timestamp_field)
-            nullable = cursor.execute(NULLABLE, [table, join_key_columns]).fetchall()[0][0]
-        if index is None or nullable:
-            return TimescaleRetrievalJob(stock)
         timestamps = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
         columns = [*join_key_columns, *feature_name_columns, *timestamps]
+        if not (table and join_key_columns and feature_name_columns) or len({*columns}) < len(columns):
+            return TimescaleRetrievalJob(stock)
         window = sql.SQL("source.{} BETWEEN {}::timestamptz AND {}::timestamptz").format(
             sql.Identifier(timestamp_field), sql.Literal(str(start_date)), sql.Literal(str(end_date))
         )
-        query = _newest_per_key(table, join_key_columns, index, columns, timestamps, window)
-        return TimescaleRetrievalJob(stock, query.as_string() if query else None)
+
+        def query(cursor: psycopg.Cursor) -> sql.Composed | None:
+            index = _index(cursor, table, join_key_columns, timestamp_field)
+            if index is None or cursor.execute(NULLABLE, [table, join_key_columns]).fetchall() != [(0,)]:
+                return None
+            return _newest_per_key(table, join_key_columns, index, columns, timestamps, window)
+
+        return TimescaleRetrievalJob(stock, query)
 
     @staticmethod
     def pull_all_from_table_or_query(*args: Any, **kwargs: Any) -> RetrievalJob:
@@ -218,28 +219,45 @@ class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Fea
 
 
 class TimescaleRetrievalJob(PostgreSQLRetrievalJob):  # type: ignore[misc] # Feast is untyped
-    """A job of stock's, or another query in its place, whose result is read by COPY."""
+    """A job of stock's, or a better query for the same rows if there is one, read by COPY."""
 
-    def __init__(self, stock: PostgreSQLRetrievalJob, query: str | None = None) -> None:
+    def __init__(
+        self, stock: PostgreSQLRetrievalJob, query: Callable[[psycopg.Cursor], sql.Composed | None] | None = None
+    ) -> None:
         super().__init__(
-            query=query or stock._query_generator,
+            query=stock._query_generator,
             config=stock.config,
             full_feature_names=stock.full_feature_names,
             on_demand_feature_views=stock.on_demand_feature_views,
             metadata=stock.metadata,
         )
+        self._query = query
 
-    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 -- as stock
+    def to_sql(self) -> str:
+        if self._query:
+            with _get_conn(self.config.offline_store) as connection, connection.cursor() as cursor:
+                if query := self._query(cursor):
+                    return query.as_string()
+        text: str = super().to_sql()
+        return text
+
+    def stream(self) -> Iterator[pa.Table]:
+        """The result, some rows at a time; without on-demand features."""
         with (
-            self._query_generator() as query,
+            self._query_generator() as stock,
             _get_conn(self.config.offline_store) as connection,
             connection.cursor() as cursor,
         ):
             connection.read_only = True
             cursor.execute(EXACT_TEXT)
-            text = sql.SQL(query)
-            columns = _describe(cursor, sql.SQL("SELECT * FROM ({}\n) AS query").format(text))
-            return _table(_read(cursor, text, columns), columns)
+            query = self._query(cursor) if self._query else None
+            query = query or sql.SQL("{}").format(sql.SQL(stock))
+            columns = _describe(cursor, query)
+            yield _schema(columns).empty_table()
+            yield from _read(cursor, query, columns)
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 -- as stock
+        return pa.concat_tables(self.stream()).combine_chunks()
 
     def persist(
         self,
@@ -514,7 +532,7 @@ def _newest_per_key(
     """
     backward = not index.descending[len(keys)]
     descending = {way != backward for way in index.descending[: len(keys)]}
-    if len(descending) > 1 or len({*columns}) < len(columns):
+    if len(descending) > 1:
         return None
     step, way = ("<", "DESC") if descending == {True} else (">", "ASC")
     ordered = index.columns[: len(keys)]
@@ -581,7 +599,7 @@ def _table(parts: Iterable[pa.Table], columns: Columns) -> pa.Table:
     return pa.concat_tables([_schema(columns).empty_table(), *parts]).combine_chunks()
 
 
-def _read(cursor: psycopg.Cursor, query: sql.SQL | sql.Composed, columns: Columns) -> Iterator[pa.Table]:
+def _read(cursor: psycopg.Cursor, query: sql.Composed, columns: Columns) -> Iterator[pa.Table]:
     """The rows of a query, in the types and with the values that stock gives them, some at a time."""
     schema = _schema(columns)
     if not all(code in EXACT_AS_CSV for _, code in columns):
