@@ -163,12 +163,18 @@ def fill(
     return schema
 
 
+def project(directory: Path) -> str:
+    return f"bench_{directory.name}"
+
+
 def feature_store(given: Path, directory: Path, schema: str, ttl: timedelta = TTL, **changes: dict[str, Any]) -> Any:
     """A store of its own in a directory, with the views on a schema, connected as the given feature_store.yaml says."""
     from feast import FeatureStore
 
     settings = yaml.safe_load(os.path.expandvars(given.read_text()))
-    settings |= {"project": directory.name, "registry": str(directory / "registry.db")}
+    for section, key in (("materialization", None), ("batch_engine", None), ("online_store", "skip_dedup")):
+        (settings.get(section, {}) if key else settings).pop(key or section, None)
+    settings |= {"project": project(directory), "registry": str(directory / "registry.db")}
     for section, values in changes.items():
         settings[section] = settings.get(section, {}) | values
     path = directory / "feature_store.yaml"

@@ -87,7 +87,8 @@ class DirectComputeEngine(LocalComputeEngine):  # type: ignore[misc] # Feast is 
         try:
             for rows in self._newest_rows(registry, task):
                 self._write(view, rows)
-        except Exception as error:  # Feast's contract: it raises the error of the job
+        except Exception as error:  # Feast raises the first job's
+            error.add_note(view.name)
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
 

@@ -14,7 +14,6 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from tqdm import tqdm
 
 from larder import db, feast_store
 from larder.credentials import Credentials
@@ -44,12 +43,15 @@ def materialize(credentials: Credentials, *, days: int = 7, since: datetime | No
         with feast_store.quiet():
             store = feast_store.open_store(credentials.feature_store)
             views = feast_store.batch_views(store)
-            for view in tqdm(views, desc="materialize", unit=" views", disable=None, leave=False):
+            windows: dict[datetime, list[str]] = {}
+            for view in views:
                 last = view.most_recent_end_time
                 begin = since or (BEGINNING if last is None or last < applied else start)
+                windows.setdefault(begin, []).append(view.name)
+            for begin, names in windows.items():
                 started = monotonic()
-                _one(store, view.name, begin, end)
-                event("materialized", view=view.name, start=begin.isoformat(), seconds=monotonic() - started)
+                _some(store, names, begin, end)
+                event("materialized", views=" ".join(names), start=begin.isoformat(), seconds=monotonic() - started)
         if pending:
             symbols, times = zip(*pending, strict=True)
             connection.execute(DONE, [list(symbols), list(times)])
@@ -78,11 +80,13 @@ def _applied(credentials: Credentials) -> datetime:
         return rows[0][0] if rows else BEGINNING
 
 
-def _one(store: Any, view: str, start: datetime, end: datetime) -> None:
+def _some(store: Any, views: list[str], start: datetime, end: datetime) -> None:
+    """Views of one window together: the compute engine reads and writes some of them side by side."""
     try:
-        store.materialize(start, end, [view])
+        store.materialize(start, end, views)
     except Exception as error:
         logger.debug("materialize", exc_info=True)
+        which = ", ".join(getattr(error, "__notes__", views))  # the engine notes the view that failed
         raise LarderError(
-            f"{view} cannot be materialized: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            f"{which} cannot be materialized: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         ) from error
