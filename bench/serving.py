@@ -228,7 +228,7 @@ class Floor:
     def __init__(self, port: int, views: Views) -> None:
         from feast.infra.online_stores.helpers import _mmh3
         from feast.protos.feast.types.Value_pb2 import Value
-        from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+        from google.protobuf.timestamp_pb2 import Timestamp
 
         self.redis = Redis(port=port)
         self.value, self.timestamp = Value.FromString, Timestamp.FromString

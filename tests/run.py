@@ -3,6 +3,7 @@
     ./larder test            everything but the soak; of the scenario rotation what a day has time for
     ./larder test redis      one scenario; also lint, unit, soak, or several of these
     ./larder test rotation   all of it: three rotations, killed at every step, authorities renewed
+    ./larder bench           the scenario bench, which measures, and its report
 
 Each part writes its output to .larder/test/<part>.log; what failed is shown at the end.
 """
@@ -37,8 +38,8 @@ LONGEST_FIRST = (
     "feast",
     "redis",
 )
-# Scenarios that take too long for every day.
-SOAK = ("soak",)
+# What is no part of every day: what takes too long, and what passes nothing and fails nothing.
+OTHERS = ("soak", "bench")
 # What a failed part shows: of its log, what went wrong, and the end.
 WRONG = re.compile(r"^(E {3}|fatal:|failed:|FAILED |ERROR |\[ERROR\]|error:|found |SC\d)|: error: |^\S+:\d+(:\d+)?: ")
 WRONG_LINES, TAIL_LINES, WIDTH = 40, 15, 1000
@@ -102,6 +103,10 @@ def soak() -> list[list[str]]:
     return [*molecule("soak")(), *whole_rotation()]
 
 
+def bench() -> list[list[str]]:
+    return [*molecule("bench")(), [str(VENV / "bin/python"), "bench/report.py", str(STATE / "bench"), "docs"]]
+
+
 def run(part: str, commands: Callable[[], list[list[str]]]) -> tuple[str, bool, float]:
     """Run a part's commands until one fails; return (part, passed, seconds)."""
     started = time.monotonic()
@@ -128,19 +133,19 @@ def show(part: str) -> None:
 def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
     """Return the parts to run, by name."""
     parts: dict[str, Callable[[], list[list[str]]]] = {"lint": lint, "unit": unit}
-    parts |= {name: molecule(name) for name in scenarios()} | {"soak": soak}
+    parts |= {name: molecule(name) for name in scenarios()} | {"soak": soak, "bench": bench}
     unknown = [name for name in names if name not in parts]
     if unknown:
         sys.exit(f"larder test: no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
     if names:
         parts["rotation"] = whole_rotation
-    return {name: part for name, part in parts.items() if (name in names if names else name not in SOAK)}
+    return {name: part for name, part in parts.items() if (name in names if names else name not in OTHERS)}
 
 
 def main() -> None:
     parts = chosen(sys.argv[1:])
     LOGS.mkdir(parents=True, exist_ok=True)
-    if {"lint", "unit"} & parts.keys():
+    if {"lint", "unit", "bench"} & parts.keys():
         environment()
     started = time.monotonic()
     print(f"==> {', '.join(parts)}; output in .larder/test/", flush=True)

@@ -41,7 +41,7 @@ from feast.infra.online_stores.helpers import _mmh3
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
 from feast.protos.feast.types.Value_pb2 import NULL, Value
 from feast.types import Float64
-from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send

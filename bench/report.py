@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Write docs/benchmarks.md and its chart from what the benchmarks printed.
+
+python bench/report.py .larder/bench docs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pygal
+from pygal.style import CleanStyle
+
+TITLES = {
+    "historical": "Point-in-time joins",
+    "materialize": "Materialization",
+    "compute": "Bars to features",
+    "serving": "Online reads",
+}
+WAYS = {
+    "larder": "Larder",
+    "stock": "Feast",
+    "stock_best": "Feast at its best",
+    "feast": "feast serve",
+    "feast_tuned": "feast serve at its best",
+    "sql": "SQL by hand",
+    "sql_copy": "SQL by hand, one statement, COPY",
+    "floor": "the least that can be done",
+}
+Row = tuple[str, float, float, float]  # way; median, least, most
+
+
+def cases(name: str, result: dict[str, Any]) -> list[tuple[str, str, list[Row]]]:
+    """Return the cases of a benchmark: what was measured, the unit, and what each way took."""
+    if name != "serving":
+        sizes = ", ".join(f"{value:,} {key}" for key, value in result.items() if isinstance(value, int))
+        rows = [
+            (way, took["median"], took["least"], took["most"])
+            for way, took in result["ways"].items()
+            if "median" in took
+        ]
+        return [(f"{TITLES[name]}: {sizes}", "s", rows)]
+    return [
+        (
+            f"{TITLES[name]}: {case['symbols']} symbols x {case['features']} features, requests per second",
+            "/s",
+            [
+                (way, *(took["requests_per_s"][which] for which in ("median", "min", "max")))
+                for way, took in case.items()
+                if isinstance(took, dict) and "requests_per_s" in took
+            ],
+        )
+        for case in result["results"]
+    ]
+
+
+def table(title: str, unit: str, rows: list[Row]) -> str:
+    """Return a table of the ways, the quickest first; how many times as quick Larder is stands beside each."""
+    larder = next(median for way, median, _, _ in rows if way == "larder")
+    lines = [f"### {title}", "", "| | median | least | most | Larder is |", "|---|---|---|---|---|"]
+    for way, median, least, most in sorted(rows, key=lambda row: row[1], reverse=unit == "/s"):
+        times = larder / median if unit == "/s" else median / larder
+        shown = (
+            "" if way == "larder" else f"{times:.1f} times as quick" if times >= 1 else f"{1 / times:.2f} times as slow"
+        )
+        lines.append(f"| {WAYS.get(way, way)} | {median:,.4g} {unit} | {least:,.4g} | {most:,.4g} | {shown} |")
+    return "\n".join(lines)
+
+
+def chart(found: list[tuple[str, str, list[Row]]]) -> bytes:
+    """Return bars of how many times as quick as Feast each way is, as SVG."""
+    drawn = pygal.HorizontalBar(
+        style=CleanStyle, logarithmic=True, title="Times as quick as Feast with its defaults", js=(), height=520
+    )
+    drawn.x_labels = [title.partition(",")[0] if unit == "s" else title.rpartition(",")[0] for title, unit, _ in found]
+    ways = ["stock", "stock_best", "larder", "floor"]
+    alike = {"feast": "stock", "feast_tuned": "stock_best", "sql": "floor"}
+    columns: dict[str, list[float | None]] = {way: [] for way in ways}
+    for _, unit, rows in found:
+        medians = {alike.get(way, way): median for way, median, _, _ in rows}
+        for way in ways:
+            known = way in medians and "stock" in medians
+            quicker = medians[way] / medians["stock"] if known and unit == "/s" else None
+            columns[way].append(quicker or (medians["stock"] / medians[way] if known else None))
+    for way, values in columns.items():
+        drawn.add(WAYS[way], values)
+    svg: bytes = drawn.render()
+    return svg
+
+
+def main() -> None:
+    results, docs = Path(sys.argv[1]), Path(sys.argv[2])
+    documents = {name: json.loads((results / f"{name}.json").read_text()) for name in TITLES}
+    found = [case for name, document in documents.items() for case in cases(name, document)]
+    machine = documents["serving"]["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in documents["serving"]["versions"].items())
+    (docs / "benchmarks.svg").write_bytes(chart([case for case in found if any(way in WAYS for way, *_ in case[2])]))
+    text = [
+        "# Benchmarks",
+        "",
+        f"`./larder bench` wrote this on {datetime.now(UTC):%Y-%m-%d}, on {machine['cores']} cores of {machine['cpu']}:",
+        f"{versions}. Everything ran side by side on one host, with equal answers, or there would be no figure.",
+        "The machine says what the seconds are; the ratios are what to look at.",
+        "",
+        "![How many times as quick as Feast](benchmarks.svg)",
+        "",
+        *(part for case in found for part in (table(*case), "")),
+        "What each way does, and what is left out, stands at the head of `bench/*.py`; peak memory and p99 are in what they",
+        "print, `.larder/bench/*.json`.",
+        "",
+    ]
+    (docs / "benchmarks.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
