@@ -102,15 +102,15 @@ def main() -> None:
     text = [
         "# Benchmarks",
         "",
-        f"`./larder bench` wrote this on {datetime.now(UTC):%Y-%m-%d}, on {machine['cores']} cores of {machine['cpu']}:",
+        f"`./larder bench` wrote this on {datetime.now(UTC):%Y-%m-%d}, {machine['cores']} cores of {machine['cpu']}:",
         f"{versions}. Everything ran side by side on one host, with equal answers, or there would be no figure.",
         "The machine says what the seconds are; the ratios are what to look at.",
         "",
         "![How many times as quick as Feast](benchmarks.svg)",
         "",
         *(part for case in found for part in (table(*case), "")),
-        "What each way does, and what is left out, stands at the head of `bench/*.py`; peak memory and p99 are in what they",
-        "print, `.larder/bench/*.json`.",
+        "What each way does, and what is left out, stands at the head of `bench/*.py`; peak memory and p99 are in what",
+        "they print, `.larder/bench/*.json`.",
         "",
     ]
     (docs / "benchmarks.md").write_text("\n".join(text))
