@@ -87,13 +87,16 @@ ALLOWED = (
     ),
     Allowed("pg_authid", "", "", "", kinds("verifier"), "where PostgreSQL keeps SCRAM verifiers"),
     Allowed("ACL LIST", "", "", "", kinds("hash"), "Redis shows administrators its users' SHA-256"),
-    Allowed(
-        "HAProxy: map /etc/haproxy/tokens.map",
-        "",
-        "",
-        "",
-        kinds("hash"),
-        "the map of tokens' SHA-256, shown to root alone",
+    *(
+        Allowed(
+            f"HAProxy: {what}",
+            "",
+            "",
+            "",
+            kinds("hash"),
+            "it knows its clients by SHA-256, and shows that to root alone",
+        )
+        for what in ("map /etc/haproxy/tokens.map", "table token_use")
     ),
     Allowed(
         "HAProxy: errors",

@@ -21,7 +21,7 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 ALPHABET = string.ascii_letters + string.digits
-# What some sink quotes, escapes or expands stands in the middle; both ends survive any quoting.
+# What some sink quotes, escapes or expands stands in the middle, one by one; both ends survive any quoting.
 AWKWARD = "'\"\\ $%,#:@/é€🔑&<"
 # A token travels in a header: visible ASCII.
 AWKWARD_TOKEN = "'\"\\$%,#:@/;&<"
@@ -34,7 +34,8 @@ def alphanumeric(length: int = 18) -> str:
 
 
 def canary(awkward: str = AWKWARD) -> str:
-    return alphanumeric() + awkward + alphanumeric()
+    # No window of it is to be found in this file.
+    return alphanumeric() + "".join(char + alphanumeric(1) for char in awkward) + alphanumeric()
 
 
 @dataclass(frozen=True)
