@@ -94,7 +94,7 @@ ALLOWED = (
             "",
             "",
             kinds("hash"),
-            "it knows its clients by SHA-256, and shows that to root alone",
+            "the SHA-256 of clients' tokens, shown to root alone",
         )
         for what in ("map /etc/haproxy/tokens.map", "table token_use")
     ),
