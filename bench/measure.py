@@ -76,10 +76,12 @@ def _serve(way: Way, name: str, directory: Path, pipe: Connection) -> None:
 def measure(
     ways: Mapping[str, tuple[Way, int]], directory: Path, *, limit: float, conninfo: str
 ) -> dict[str, Measured]:
-    """Run each way as many rounds as it says; one that takes longer than `limit` seconds is given up."""
+    """Run each way as many rounds as it says (0: leave it out); after `limit` seconds one is given up."""
     context = multiprocessing.get_context("spawn")
     measured: dict[str, Measured] = {}
     for name, (way, rounds) in ways.items():
+        if not rounds:
+            continue
         pipe, theirs = context.Pipe()
         (directory / name).mkdir()
         process = context.Process(target=_serve, args=(way, name, directory / name, theirs), daemon=True)

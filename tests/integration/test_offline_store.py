@@ -290,6 +290,22 @@ def test_a_point_in_time_join_is_that_of_stock(
         same(stock.to_arrow(), fast(larder))
 
 
+def test_the_row_made_last_counts_and_ties_are_all_there(stores, connection):
+    connection.execute("TRUNCATE s.quotes, s.versions")
+    early, late = START + timedelta(hours=1), START + timedelta(hours=2)
+    for made, number in ((late, 1), (late, 2), (early, 3)):
+        connection.execute("INSERT INTO s.quotes VALUES ('a', %s, %s, %s)", [START, made, number])
+    connection.execute("INSERT INTO s.quotes VALUES ('a', %s, NULL, 4)", [late])
+    for made, number in ((late, 1), (early, 2)):
+        connection.execute("INSERT INTO s.versions VALUES ('a', %s, %s, %s)", [START, made, number])
+    frame = pd.DataFrame({"k": ["a"], "event_timestamp": [START + timedelta(days=1)]})
+    stock, larder = (store.get_historical_features(frame, ["quotes:q_float", "versions:v_int"]) for store in stores)
+    found = fast(larder)
+    same(stock.to_arrow(), found)
+    assert sorted(found["q_float"].to_pylist()) == [1, 2]
+    assert found["v_int"].to_pylist() == [1, 1]
+
+
 def test_keys_of_another_type_are_left_to_stock(stores, connection):
     random = np.random.default_rng(1)
     fill(connection, random, 60)
