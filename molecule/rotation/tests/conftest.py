@@ -99,6 +99,13 @@ def operator(pytestconfig: pytest.Config) -> Operator:
     return Operator(pytestconfig.getoption("--ansible-inventory"))
 
 
+@pytest.fixture(scope="session")
+def first_tokens(operator: Operator) -> dict[str, str]:
+    """Return the gateway's tokens before the first rotation, one of each role."""
+    tokens: dict[str, str] = operator.secrets()["gateway_tokens"]
+    return tokens
+
+
 class Stores:
     """Logins at both stores, from the pipeline's host and with its certificate."""
 
