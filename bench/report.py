@@ -18,7 +18,6 @@ from pygal.style import CleanStyle
 TITLES = {
     "historical": "Point-in-time joins",
     "materialize": "Materialization",
-    "compute": "Bars to features",
     "serving": "Online reads",
 }
 WAYS = {
