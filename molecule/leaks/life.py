@@ -96,6 +96,8 @@ def crash(stack: Stack) -> dict[str, tuple[str, str]]:
     for unit in (*UNITS, "feature-pipeline"):
         stack.say(f"crash of {unit}", f"systemctl kill --signal=SEGV {unit}")
     time.sleep(2)
+    for unit in UNITS:
+        stack.on_host(f"timeout 60 sh -c 'until systemctl is-active --quiet {unit}; do sleep 1; done'")
     stack.wait_until_it_serves()
     return dict(zip(UNITS, zip(before, processes(), strict=True), strict=True))
 
