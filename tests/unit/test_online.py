@@ -37,19 +37,6 @@ offline_store: {{type: dask}}
 online_store: {{type: redis, connection_string: "127.0.0.1:{port},socket_timeout=2,socket_connect_timeout=2"}}
 entity_key_serialization_version: 3
 """
-LISTS = {
-    f"{name}_list": types.Array(dtype)
-    for name, dtype in {
-        "double": types.Float64,
-        "float": types.Float32,
-        "int32": types.Int32,
-        "int64": types.Int64,
-        "string": types.String,
-        "bytes": types.Bytes,
-        "bool": types.Bool,
-        "unix_timestamp": types.UnixTimestamp,
-    }.items()
-}
 SCALARS = {
     "double": types.Float64,
     "float": types.Float32,
@@ -60,6 +47,7 @@ SCALARS = {
     "bool": types.Bool,
     "unix_timestamp": types.UnixTimestamp,
 }
+LISTS = {f"{name}_list": types.Array(dtype) for name, dtype in SCALARS.items()}
 DOUBLES = [0.0, -0.0, 1.5, 806.19, 0.1, 1e-4, 9.9e-5, 5e-324, 1e15, 1e16, 1.7976931348623157e308, -2.5e-7]
 NO_NUMBERS = [math.nan, math.inf, -math.inf]
 
