@@ -96,7 +96,7 @@ def by_hand(
     def run() -> Callable[[], None]:
         with psycopg.connect(conninfo) as connection:
             connection.execute("SET timezone = 'UTC'")
-            connection.execute("CREATE TEMP TABLE entity (symbol text, event_timestamp timestamptz, number int)")
+            connection.execute("CREATE TEMP TABLE entity (symbol text, event_timestamp timestamptz, number bigint)")
             db.copy_in(connection, "entity", pa.Table.from_pandas(rows.assign(number=range(len(rows)))))
             connection.execute("CREATE INDEX ON entity (symbol, event_timestamp)")
             connection.execute("ANALYZE entity")

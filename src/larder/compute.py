@@ -1,29 +1,29 @@
 """`larder compute`: features from bars, for the symbols whose bars changed."""
 
-import io
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 from psycopg import sql
 from tqdm import tqdm
 
-from larder import db, definitions
-from larder.indicators import INTEGERS, VIEWS, Array, Bars
+from larder import binary, db, definitions
+from larder.indicators import INTEGERS, MEMORY, TOTALS, VIEWS, Array, Bars
 from larder.indicators import compute as features_of
 from larder.log import event
 
-BARS_AT_ONCE = 100_000  # what one transaction holds in memory
-COLUMNS = {
-    "symbol": pa.string(),
-    "event_timestamp": pa.timestamp("us"),
-    **dict.fromkeys(("open", "high", "low", "close", "adjusted_close", "volume"), pa.float64()),
-}
+WORKERS = 2  # while PostgreSQL writes the one's rows, the other computes
+BARS_AT_ONCE = 50_000  # what one transaction holds in memory
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+Times = npt.NDArray[np.int64]  # microseconds since EPOCH, as PostgreSQL has them
+VALUES = ("open", "high", "low", "close", "adjusted_close", "volume")
 
 # In the order of symbols, as `larder load` notes them, so that neither waits for the other in a circle. From here to
 # the end of the transaction a load of these symbols waits to note its bars; it then finds no note and makes a new one.
@@ -33,9 +33,20 @@ DELETE FROM market_data.pending_compute USING taken WHERE pending_compute.symbol
 RETURNING pending_compute.symbol, since
 """
 
+SINCE_THE_FIRST = "SELECT symbol, min(event_timestamp) FROM market_data.ohlcv_daily GROUP BY symbol ORDER BY symbol"
+PENDING = "SELECT symbol, since FROM market_data.pending_compute ORDER BY symbol"
+
+# All bars from `since` on, and the last ones before it: all of them where their number is NULL. One row per symbol,
+# each column the values' own bytes: a row per bar costs more than the bar. The columns share one, arbitrary, order.
 BARS = """
-SELECT symbol, event_timestamp AT TIME ZONE 'UTC', open, high, low, close, adjusted_close, volume
-FROM market_data.ohlcv_daily WHERE symbol = ANY(%s) ORDER BY symbol, event_timestamp
+SELECT symbol, bars.* FROM unnest(%s::text[], %s::timestamptz[]) AS wanted (symbol, since), LATERAL (
+    SELECT string_agg(timestamptz_send(event_timestamp), ''), {values} FROM (
+        (SELECT * FROM market_data.ohlcv_daily AS bar WHERE bar.symbol = wanted.symbol AND event_timestamp >= since)
+        UNION ALL
+        (SELECT * FROM market_data.ohlcv_daily AS bar WHERE bar.symbol = wanted.symbol AND event_timestamp < since
+         ORDER BY event_timestamp DESC LIMIT %s)
+    ) AS bar HAVING count(*) > 0
+) AS bars
 """
 
 # The online store has to be written from a symbol's newest bar on, whichever of its rows changed.
@@ -50,35 +61,56 @@ def compute(url: str, *, full: bool = False) -> int:
 
     With `full`, and where the definitions of the features have changed, every symbol is recomputed.
     """
+    with db.connect(url, "compute") as connection:
+        # What one compute finds missing in the tables, no other one writes meanwhile.
+        connection.execute("SELECT pg_advisory_lock(hashtextextended('larder compute', 0))")
+        full = full or definitions.changed(connection)
+        rows = connection.execute(SINCE_THE_FIRST if full else PENDING).fetchall()
+        groups = deque(_groups(rows))
+        with (
+            tqdm(desc="compute", total=len(rows), unit=" symbols", disable=None, leave=False) as progress,
+            ThreadPoolExecutor(WORKERS) as pool,
+        ):
+            try:
+                workers = [
+                    pool.submit(_work, url, groups, progress, full=full) for _ in range(min(WORKERS, len(groups)))
+                ]
+                written = sum(worker.result() for worker in workers)
+            finally:
+                groups.clear()
+        definitions.note(connection)
+    return written
+
+
+def _work(url: str, groups: deque[list[str]], progress: tqdm, *, full: bool) -> int:
+    """Compute groups until there are no more, each in a transaction; return the number of rows written."""
     written = 0
     with db.connect(url, "compute") as connection:
-        full = full or definitions.changed(connection)
         for view, names in VIEWS.items():
             types = ", ".join(f"{name} {'bigint' if name in INTEGERS else 'float8'}" for name in names)
             columns = sql.SQL(f"symbol text, event_timestamp timestamptz, {types}")
             stage = sql.Identifier(f"staged_{view}")
             connection.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DELETE ROWS").format(stage, columns))
-        rows = connection.execute(
-            "SELECT symbol, count(*) FROM market_data.ohlcv_daily "
-            "WHERE %s OR symbol IN (SELECT symbol FROM market_data.pending_compute) GROUP BY symbol ORDER BY symbol",
-            [full],
-        ).fetchall()
-        with tqdm(desc="compute", total=len(rows), unit=" symbols", disable=None, leave=False) as progress:
-            for group in _groups(rows):
-                started = monotonic()
-                with connection.transaction():
-                    count = _compute_group(connection, group, full=full)
-                written += count
-                progress.update(len(group))
-                event("computed", symbols=len(group), rows=count, seconds=monotonic() - started)
-        definitions.note(connection)
-    return written
+        while True:
+            try:
+                group = groups.popleft()
+            except IndexError:
+                return written
+            started = monotonic()
+            with connection.transaction():
+                count = _compute_group(connection, group, full=full)
+            written += count
+            progress.update(len(group))
+            event("computed", symbols=len(group), rows=count, seconds=monotonic() - started)
 
 
-def _groups(rows: Sequence[tuple[str, int]]) -> Iterator[list[str]]:
+def _groups(rows: Sequence[tuple[str, datetime]]) -> Iterator[list[str]]:
+    """Symbols whose bars will hardly be more than BARS_AT_ONCE: one per working day."""
     group: list[str] = []
     size = 0
-    for symbol, count in rows:
+    now = datetime.now(UTC)
+    for symbol, since in rows:
+        count = MEMORY + (now - since).days * 5 // 7
         if group and size + count > BARS_AT_ONCE:
             yield group
             group, size = [], 0
@@ -90,50 +122,104 @@ def _groups(rows: Sequence[tuple[str, int]]) -> Iterator[list[str]]:
 
 def _compute_group(connection: psycopg.Connection, symbols: list[str], *, full: bool) -> int:
     since: dict[str, datetime] = dict(connection.execute(TAKE, [symbols]).fetchall())
-    wanted = symbols if full else sorted(since)
-    if not wanted:  # another compute was quicker
+    if full:
+        since = dict.fromkeys(symbols, datetime(1, 1, 1, tzinfo=UTC))
+    parts = _parts(connection, since)
+    if not parts:  # another compute was quicker
         return 0
-    histories = _histories(connection, wanted)
-    for view in VIEWS:
-        parts = [_features(view, history, None if full else since[symbol]) for symbol, history in histories.items()]
-        db.copy_in(connection, f"staged_{view}", pa.concat_tables(parts))
     changed: set[str] = set()
     count = 0
     for view, names in VIEWS.items():
-        statement = db.upsert(f"features.{view}", f"staged_{view}", (*db.KEY, *names))
-        per_symbol = connection.execute(
-            sql.SQL("WITH changed AS (") + statement + sql.SQL(") SELECT symbol, count(*) FROM changed GROUP BY symbol")
-        ).fetchall()
-        changed.update(symbol for symbol, _ in per_symbol)
-        count += sum(rows for _, rows in per_symbol)
-    newest = {symbol: history["event_timestamp"][-1].as_py() for symbol, history in histories.items()}
+        table = f"features.{view}"
+        rows = pa.concat_tables(part.rows(view) for part in parts)
+        written, others = db.append(connection, table, rows, rows.column_names)
+        changed.update(written["symbol"].unique().to_pylist())
+        count += written.num_rows
+        if others.num_rows:
+            db.copy_in(connection, f"staged_{view}", others)
+            statement = db.upsert(table, f"staged_{view}", (*db.KEY, *names))
+            per_symbol = connection.execute(
+                sql.SQL("WITH changed AS ({}) SELECT symbol, count(*) FROM changed GROUP BY symbol").format(statement)
+            ).fetchall()
+            changed.update(symbol for symbol, _ in per_symbol)
+            count += sum(rows for _, rows in per_symbol)
+    newest = {part.symbol: part.time(-1) for part in parts}
     noted = sorted(changed)
     connection.execute(NOTE, [noted, [newest[symbol] for symbol in noted]])
     return count
 
 
-def _histories(connection: psycopg.Connection, symbols: list[str]) -> dict[str, pa.Table]:
-    text = db.copy_out(connection, BARS, [symbols])
-    if not text:
-        return {}
-    table = pa.csv.read_csv(
-        io.BytesIO(text),
-        pa.csv.ReadOptions(column_names=list(COLUMNS)),
-        convert_options=pa.csv.ConvertOptions(column_types=COLUMNS),
-    ).combine_chunks()
-    table = table.set_column(1, "event_timestamp", pc.assume_timezone(table["event_timestamp"], "UTC"))
-    names = table["symbol"].to_numpy()
-    starts = np.flatnonzero(np.concatenate(([True], names[1:] != names[:-1])))
-    ends = np.concatenate((starts[1:], [len(names)]))
-    return {names[start]: table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)}
+@dataclass
+class _Part:
+    """A symbol's features, for its whole history or for the newest part of it."""
+
+    symbol: str
+    times: Times
+    features: dict[str, Array]
+    first: int  # the first row that may have changed
+
+    def time(self, row: int) -> datetime:
+        return EPOCH + timedelta(microseconds=int(self.times[row]))
+
+    def rows(self, view: str) -> pa.Table:
+        values = {name: _column(name, self.features[name][self.first :]) for name in VIEWS[view]}
+        symbols = pa.DictionaryArray.from_arrays(np.zeros(len(self.times) - self.first, np.int32), [self.symbol])
+        times = (self.times[self.first :] + binary.EPOCH).view("datetime64[us]")
+        return pa.table({"symbol": symbols.cast(pa.string()), "event_timestamp": times, **values})
 
 
-def _features(view: str, history: pa.Table, since: datetime | None) -> pa.Table:
-    bars = Bars({name: history[name].to_numpy() for name in COLUMNS if name not in db.KEY})
-    values = {name: _column(name, column) for name, column in features_of(view, bars).items()}
-    times = history["event_timestamp"]
-    table = pa.table({"symbol": history["symbol"], "event_timestamp": times, **values})
-    return table if since is None else table.filter(pc.greater_equal(times, pa.scalar(since, times.type)))
+def _parts(connection: psycopg.Connection, since: Mapping[str, datetime]) -> list[_Part]:
+    """Compute from the newest part of each history, or from the whole where a total before it is not known."""
+    found = list(_computed(connection, since, MEMORY))
+    # Where there are fewer bars before, these are all.
+    cut = {part.symbol: part for part in found if part.first == MEMORY}
+    known = _totals(connection, cut.values())
+    for symbol in cut.keys() & known.keys():
+        part = cut.pop(symbol)
+        for name, total in known[symbol].items():
+            part.features[name] += total - part.features[name][part.first - 1]
+    return [part for part in found if part.symbol not in cut] + list(
+        _computed(connection, {symbol: since[symbol] for symbol in cut}, None)
+    )
+
+
+def _computed(connection: psycopg.Connection, since: Mapping[str, datetime], before: int | None) -> Iterator[_Part]:
+    if not since:
+        return
+    query = sql.SQL(BARS).format(values=_bytes(VALUES))
+    for symbol, times, values in _arrays(connection, query, [list(since), list(since.values()), before], VALUES):
+        bars = Bars(values)
+        features = {name: column for view in VIEWS for name, column in features_of(view, bars).items()}
+        changed = (since[symbol] - EPOCH) // timedelta(microseconds=1)
+        yield _Part(symbol, times, features, int(np.searchsorted(times, changed)))
+
+
+def _totals(connection: psycopg.Connection, parts: Collection[_Part]) -> dict[str, dict[str, float]]:
+    """What is stored of the sums from the first bar on, at the last row before the first that may have changed."""
+    view, names = TOTALS
+    query = sql.SQL(
+        "SELECT symbol, {names} FROM {table} AS stored JOIN unnest(%s::text[], %s::timestamptz[]) "
+        "AS wanted (symbol, event_timestamp) USING (symbol, event_timestamp) WHERE ({names}) IS NOT NULL"
+    ).format(names=sql.SQL(", ").join(map(sql.Identifier, names)), table=db.identifier(f"features.{view}"))
+    parameters = [[part.symbol for part in parts], [part.time(part.first - 1) for part in parts]]
+    found = connection.execute(query, parameters) if parts else ()
+    return {symbol: dict(zip(names, totals, strict=True)) for symbol, *totals in found}
+
+
+def _bytes(names: Iterable[str]) -> sql.Composed:
+    each = "string_agg(float8send(coalesce({}::float8, 'NaN')), '')"
+    return sql.SQL(", ").join(sql.SQL(each).format(sql.Identifier(name)) for name in names)
+
+
+def _arrays(
+    connection: psycopg.Connection, query: sql.Composed, parameters: Sequence[object], names: Iterable[str]
+) -> Iterator[tuple[str, Times, dict[str, Array]]]:
+    """Symbols with their times and values, the oldest first."""
+    for symbol, stamps, *values in connection.cursor(binary=True).execute(query, parameters):
+        times = np.frombuffer(stamps, ">i8").astype(np.int64)
+        order = np.argsort(times)
+        columns = (np.frombuffer(column, ">f8").astype(np.float64)[order] for column in values)
+        yield symbol, times[order], dict(zip(names, columns, strict=True))
 
 
 def _column(name: str, values: Array) -> pa.Array:

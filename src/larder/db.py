@@ -1,9 +1,8 @@
 """PostgreSQL: connections, locks, and the one way in which rows are written."""
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
@@ -66,24 +65,49 @@ def identifier(table: str) -> sql.Identifier:
     return sql.Identifier(*table.split("."))
 
 
-def copy_in(connection: psycopg.Connection, stage: str, columns: "pa.Table") -> None:
-    """COPY an Arrow table into a table of the same columns. Nulls arrive as NULL, floats as they were."""
-    import pyarrow.csv as pc
+def copy_in(connection: psycopg.Connection, table: str, rows: "pa.Table") -> None:
+    """COPY an Arrow table into a table of the same columns and types (see binary.write)."""
+    from larder import binary
 
-    buffer = io.BytesIO()
-    pc.write_csv(columns, buffer, pc.WriteOptions(include_header=False))
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv)").format(
-        sql.Identifier(stage), sql.SQL(", ").join(map(sql.Identifier, columns.column_names))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        identifier(table), sql.SQL(", ").join(map(sql.Identifier, rows.column_names))
     )
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.write(buffer.getbuffer())
+        for block in binary.write(rows):
+            copy.write(block)
 
 
-def copy_out(connection: psycopg.Connection, query: LiteralString, parameters: Sequence[object]) -> bytes:
-    """The rows of a query as CSV."""
-    statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT csv)").format(sql.SQL(query))
-    with connection.cursor() as cursor, cursor.copy(statement, parameters) as copy:
-        return b"".join(copy)
+NEWEST = """
+SELECT n - 1, timestamptz_send(newest) FROM unnest(%s::text[]) WITH ORDINALITY AS wanted (symbol, n), LATERAL (
+    SELECT event_timestamp FROM {table} WHERE symbol = wanted.symbol ORDER BY event_timestamp DESC LIMIT 1
+) AS found (newest)
+"""
+
+
+def append(
+    connection: psycopg.Connection, table: str, rows: "pa.Table", columns: Sequence[str]
+) -> tuple["pa.Table", "pa.Table"]:
+    """COPY these columns of the rows that are newer than all of their symbol in the table.
+
+    Returns the rows that were written, and the others, which need an upsert. No two rows may have the same key, and
+    the caller sees to it that nobody else writes to the table until the transaction ends.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from larder import binary
+
+    symbols = rows["symbol"].combine_chunks().dictionary_encode()
+    newest = sql.SQL(NEWEST).format(table=identifier(table))
+    limits = np.full(len(symbols.dictionary), np.iinfo(np.int64).min)
+    for n, time in connection.cursor(binary=True).execute(newest, [symbols.dictionary.to_pylist()]):
+        limits[n] = int.from_bytes(time, signed=True)
+    new = pa.array(binary.field(rows["event_timestamp"])[0] > limits[symbols.indices])
+    written = rows.filter(new)
+    if written.num_rows:
+        copy_in(connection, table, written.select(columns))
+    return written, rows.slice(0, 0) if written.num_rows == rows.num_rows else rows.filter(pc.invert(new))
 
 
 def upsert(table: str, stage: str, columns: Sequence[str]) -> sql.Composed:

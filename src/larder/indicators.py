@@ -2,7 +2,7 @@
 
 Every function takes a symbol's whole history, oldest bar first, and gives one float64 per bar: NaN where the history is
 still too short or where the definition divides by zero. TA-Lib's recursive indicators (EMA, RSI, ATR, MACD) depend on
-where a history starts, which is why features are always computed from the first bar on.
+where a history starts, but forget it: `larder compute` reads the newest part of a long history (MEMORY).
 """
 
 from collections.abc import Callable, Mapping
@@ -164,6 +164,11 @@ VIEWS: dict[str, dict[str, Callable[[Bars], Array]]] = {
 # fmt: on
 
 INTEGERS = frozenset({"volume", "is_green_candle", "cdl_engulfing"})
+# The bars before the first changed one that `larder compute` reads. EMA 50 forgets last: e^-50 of where a history began
+# is left. A feature that looks farther back needs more.
+MEMORY = 1250
+# View and features that are sums from the first bar on: a part of a history gives them but for the sum before it.
+TOTALS = ("volume_indicators", ("obv",))
 
 
 def compute(view: str, bars: Bars) -> dict[str, Array]:

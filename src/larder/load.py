@@ -4,11 +4,13 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 from tqdm import tqdm
 
@@ -16,7 +18,9 @@ from larder import bars, db
 from larder.errors import RefusedFileError
 from larder.log import event, logger
 
+TABLE = "market_data.ohlcv_daily"
 COLUMNS = (*db.KEY, *bars.PRICES, "volume")
+BARS_IN_MEMORY = 1 << 19  # of one file; where it has more, they wait in a temporary table
 
 STAGE = """
 CREATE TEMP TABLE staged_bars (
@@ -58,14 +62,14 @@ SELECT md5(concat_ws('|', coalesce(symbol, ''), event_timestamp::date, bar))::uu
 FROM staged_rejects ON CONFLICT DO NOTHING
 """
 
+MERGE = "WITH changed AS ({upsert}) SELECT symbol, min(event_timestamp)::date, count(*) FROM changed GROUP BY symbol"
+
 # Symbols in order, as in compute, so that neither waits for the other in a circle.
-MERGE = """
-WITH changed AS ({upsert}), noted AS (
-    INSERT INTO market_data.pending_compute AS pending (symbol, since)
-    SELECT symbol, min(event_timestamp) FROM changed GROUP BY symbol ORDER BY symbol
-    ON CONFLICT (symbol) DO UPDATE SET since = least(pending.since, excluded.since), noted_at = clock_timestamp()
-)
-SELECT count(*) FROM changed
+NOTE = """
+INSERT INTO market_data.pending_compute AS pending (symbol, since)
+SELECT symbol, min(since) FROM unnest(%s::text[], %s::date[]) AS changed (symbol, since)
+GROUP BY symbol ORDER BY symbol
+ON CONFLICT (symbol) DO UPDATE SET since = least(pending.since, excluded.since), noted_at = clock_timestamp()
 """
 
 KNOWN = "SELECT FROM market_data.loaded_files WHERE (path, size, sha256) = (%s, %s, %s)"
@@ -90,6 +94,8 @@ def load(url: str, paths: Iterable[Path]) -> Loaded:
     total = Loaded()
     with db.connect(url, "load") as connection:
         connection.execute(STAGE)
+        # Each file is whole or not there, but need not wait for the disk: the last transaction does, for all of them.
+        connection.execute("SET synchronous_commit = off")
         for path, once in _files(paths):
             try:
                 one = _load_file(connection, path, once=once)
@@ -100,6 +106,8 @@ def load(url: str, paths: Iterable[Path]) -> Loaded:
                 total.bars += one.bars
                 total.changed += one.changed
                 total.rejected += one.rejected
+        connection.execute("SET synchronous_commit TO DEFAULT")
+        connection.execute("SELECT pg_logical_emit_message(true, 'larder', 'loaded')")
     return total
 
 
@@ -129,25 +137,40 @@ def _load_file(connection: psycopg.Connection, path: Path, *, once: bool) -> Loa
     result = Loaded()
     with connection.transaction():
         today = connection.execute("SELECT current_date").fetchall()[0][0]
+        held: list[pa.Table] = []
+        rows = 0
         with tqdm(desc=path.name, unit=" bars", unit_scale=True, disable=None, leave=False) as progress:
             for batch in bars.read(path, np.datetime64(today)):
-                db.copy_in(connection, "staged_bars", batch.good)
-                db.copy_in(connection, "staged_rejects", batch.rejected)
+                held.append(batch.good)
+                rows += batch.good.num_rows
+                if rows > BARS_IN_MEMORY:
+                    _stage(connection, held)
+                if batch.rejected.num_rows:
+                    db.copy_in(connection, "staged_rejects", batch.rejected)
                 progress.update(batch.good.num_rows + batch.rejected.num_rows)
-        if intraday := connection.execute(INTRADAY).fetchone():
-            symbol, day, first, last = intraday
-            raise RefusedFileError(
-                f"{path} holds intraday bars ({symbol} has {first} and {last} on {day}); one bar per day is allowed."
-            )
-        connection.execute(DUPLICATES)
-        result.bars, result.rejected = connection.execute(
-            "SELECT (SELECT count(*) FROM staged_bars), (SELECT count(*) FROM staged_rejects)"
-        ).fetchall()[0]
         # Two loads of the same symbols would otherwise lock the same rows in different orders.
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('larder load', 0))")
-        connection.execute(REJECT, [path.name])
-        merge = sql.SQL(MERGE).format(upsert=db.upsert("market_data.ohlcv_daily", "staged_bars", COLUMNS))
-        result.changed = connection.execute(merge).fetchall()[0][0]
+        changed = _append(connection, held) if rows <= BARS_IN_MEMORY else []
+        result.bars = result.changed = sum(count for _, _, count in changed)
+        if result.bars < rows:
+            _stage(connection, held)
+            if intraday := connection.execute(INTRADAY).fetchone():
+                symbol, day, first, last = intraday
+                raise RefusedFileError(
+                    f"{path} holds intraday bars ({symbol} has {first} and {last} on {day}); "
+                    "one bar per day is allowed."
+                )
+            connection.execute(DUPLICATES)
+            result.bars += connection.execute("SELECT count(*) FROM staged_bars").fetchall()[0][0]
+            merge = sql.SQL(MERGE).format(upsert=db.upsert(TABLE, "staged_bars", COLUMNS))
+            merged = connection.execute(merge).fetchall()
+            result.changed += sum(count for _, _, count in merged)
+            changed += merged
+        result.rejected = connection.execute("SELECT count(*) FROM staged_rejects").fetchall()[0][0]
+        if result.rejected:
+            connection.execute(REJECT, [path.name])
+        if changed:
+            connection.execute(NOTE, [[symbol for symbol, _, _ in changed], [since for _, since, _ in changed]])
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise RefusedFileError(f"{path} changed while it was read; load it again when it is complete.")
@@ -156,3 +179,27 @@ def _load_file(connection: psycopg.Connection, path: Path, *, once: bool) -> Loa
         event("rejected", level=logging.WARNING, file=path.name, bars=result.rejected, see="market_data.rejected_bars")
     event("loaded", file=path.name, bars=result.bars, changed=result.changed, seconds=monotonic() - started)
     return result
+
+
+def _append(connection: psycopg.Connection, held: list[pa.Table]) -> list[tuple[str, date, int]]:
+    """Write the held bars that are newer than all of their symbol; the others stay held, and all where a key is twice.
+
+    Returns symbols, the first bar of each that was written, and how many.
+    """
+    if not held:
+        return []
+    rows = pa.concat_tables(held)
+    symbols = rows["symbol"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    keys = (symbols << 32) + rows["event_timestamp"].cast(pa.int32()).to_numpy()
+    if len(np.unique(keys)) < len(keys):
+        return []
+    written, others = db.append(connection, TABLE, rows, COLUMNS)
+    held[:] = [others]
+    first = written.group_by("symbol").aggregate([("event_timestamp", "min"), ("event_timestamp", "count")])
+    return list(zip(*(column.to_pylist() for column in first.select((0, 1, 2)).columns), strict=True))
+
+
+def _stage(connection: psycopg.Connection, held: list[pa.Table]) -> None:
+    if held:
+        db.copy_in(connection, "staged_bars", pa.concat_tables(held))
+        held.clear()

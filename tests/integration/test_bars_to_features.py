@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
+from larder import compute as computing
 from larder import metrics, pipeline
 from larder.compute import TAKE, compute
 from larder.credentials import Credentials
 from larder.errors import BusyError, LarderError, RefusedFileError
+from larder.indicators import MEMORY, VIEWS
 from larder.load import load
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
@@ -155,6 +157,33 @@ def test_an_incremental_run_equals_a_full_one(url, tmp_path, n, seed, data):
     assert compute(url) > 0
     assert compute(url, full=True) == 0
     assert ask(url, "SELECT count(*) FROM features.price_action WHERE symbol = %s", symbol) == [(n,)]
+
+
+def test_a_part_of_a_long_history_gives_what_the_whole_gives(url, tmp_path, monkeypatch):
+    """New bars (A), a correction (B), and a bar before which the total is not known (C): that history is read whole."""
+    read = []
+    computed = computing._computed
+    monkeypatch.setattr(computing, "_computed", lambda c, s, n: read.append((list(s), n)) or computed(c, s, n))
+    rows = {name: lines(2000, seed, start="2019-01-01") for seed, name in enumerate("ABC")}
+    for name in rows:
+        load(url, [write(tmp_path / f"{name}.csv", rows[name][:-10])])
+    compute(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DELETE FROM features.volume_indicators WHERE symbol = 'C'")
+    load(url, [write(tmp_path / "A.csv", rows["A"]), write(tmp_path / "C.csv", rows["C"])])
+    load(url, [write(tmp_path / "B.csv", [rows["B"][1900].split(",")[0] + ",100,101,99,100,5"])])
+    read.clear()
+    assert compute(url) > 3 * 10 * 6
+    assert read == [(["A", "B", "C"], MEMORY), (["C"], None)]
+    by_part = {view: values_of(url, view) for view in VIEWS}
+    compute(url, full=True)
+    for view, values in by_part.items():
+        np.testing.assert_allclose(values, values_of(url, view), rtol=1e-9, atol=1e-9, err_msg=view)
+
+
+def values_of(url, view):
+    rows = ask(url, f"SELECT * FROM features.{view} WHERE symbol <> 'C' ORDER BY symbol, event_timestamp")
+    return np.array([row[2:] for row in rows], dtype=np.float64)
 
 
 def test_two_corrections_before_a_compute_count_from_the_earlier(url, tmp_path):
