@@ -242,6 +242,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             statements.append("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
         told = statements + [f"ALTER ROLE {identifier(login)} PASSWORD its verifier" for login in verifiers]
         if not module.check_mode:
+            # In the database of hypertables it is off: a COPY would not survive it.
+            cursor.execute("SET LOCAL pgaudit.log = 'role'")
             for statement in statements:
                 cursor.execute(statement)
             for parameter, value in QUIET.items():

@@ -653,9 +653,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('timescaledb_tables'))")
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         # Only what changes something belongs in the server's log.
-        cursor.execute("SET LOCAL log_statement = 'none'; SET LOCAL pgaudit.log = 'none'")
+        cursor.execute("SET LOCAL log_statement = 'none'")
         state = read_state(cursor, tables, params["owner"])
-        cursor.execute("SET LOCAL log_statement TO DEFAULT; SET LOCAL pgaudit.log TO DEFAULT")
+        cursor.execute("SET LOCAL log_statement TO DEFAULT")
         statements = plan(schemas, tables, roles, params["allow_lossy"], state)
         if module.check_mode:
             connection.rollback()

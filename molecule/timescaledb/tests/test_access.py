@@ -133,6 +133,14 @@ def test_load_upserts_bars_through_a_temporary_table(query):
     assert query("pipeline", "SELECT close FROM market_data.ohlcv_daily WHERE symbol = 'TEST'").stdout.strip() == "2"
 
 
+def test_a_copy_into_a_hypertable_does_not_end_the_server(store, superuser):
+    """With pgaudit it does: timescale/timescaledb#7667."""
+    columns = "symbol, event_timestamp, open, high, low, close, adjusted_close, volume"
+    bars = f"COPY market_data.ohlcv_daily ({columns}) FROM STDIN (FORMAT csv);\nCOPIED,2020-01-02,1,2,1,2,2,10\n\\.\n"
+    store.check_output("printf %%s %s | sudo -u postgres psql --set=ON_ERROR_STOP=1 feast", bars)
+    assert superuser("DELETE FROM market_data.ohlcv_daily WHERE symbol = 'COPIED' RETURNING symbol") == "COPIED"
+
+
 def test_what_feast_creates_in_its_registry_can_be_read_by_servers(query):
     assert query("registry", "CREATE TABLE IF NOT EXISTS feast_registry.probe (n int)").rc == 0
     for purpose in ("serve", "push"):
@@ -193,7 +201,8 @@ def test_the_log_tells_who_did_what_from_where(store, query, passwords, login, c
     query("registry", "CREATE TABLE feast_registry.audited (); DROP TABLE feast_registry.audited")
     # Not as an argument: sudo tells the journal what it runs.
     typed = "CREATE ROLE audited PASSWORD 'typed in by somebody'; DROP ROLE audited"
-    store.check_output("echo %s | sudo -u postgres psql feast", typed)
+    for database in ("postgres", "feast"):
+        store.check_output(f"echo %s | sudo -u postgres psql {database}", typed)
     lines = store.check_output("sudo cat /var/log/postgresql/postgresql-17-main.log").splitlines()
 
     def logged(*parts):
@@ -201,8 +210,10 @@ def test_the_log_tells_who_did_what_from_where(store, query, passwords, login, c
 
     assert logged(f"{user}@feast/", f"/{client} FATAL:", "password authentication failed")
     assert logged(f"{user}@feast/[unknown]/{client} LOG:", "connection authorized")
-    assert logged(f"{user}@feast/psql/{client} LOG:", "AUDIT: SESSION", "CREATE TABLE feast_registry.audited")
-    assert logged("postgres@feast/psql/[local] LOG:", "AUDIT: SESSION", "CREATE ROLE audited PASSWORD <REDACTED>")
+    assert logged(f"{user}@feast/psql/{client} LOG:", "AUDIT: CREATE TABLE table feast_registry.audited")
+    assert logged(f"{user}@feast/psql/{client} LOG:", "AUDIT: DROP TABLE table feast_registry.audited")
+    assert logged("postgres@feast/timescaledb_roles/[local] LOG:", "AUDIT: SESSION", f'CREATE ROLE "{user}"')
+    assert logged("postgres@postgres/psql/[local] LOG:", "AUDIT: SESSION", "CREATE ROLE audited PASSWORD <REDACTED>")
 
 
 def test_neither_log_nor_journal_holds_password_or_verifier(store, passwords):
