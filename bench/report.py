@@ -21,8 +21,9 @@ TITLES = {
     "history": "A history, from CSV files to features",
     "day": "One new day, from a CSV file to features",
     "serving": "Online reads",
+    "deployment": "site.yml",
 }
-BENCHMARKS = ("historical", "materialize", "compute", "serving")
+BENCHMARKS = ("historical", "materialize", "compute", "serving", "deployment")
 WAYS = {
     "larder": "Larder",
     "stock": "Feast",
@@ -32,6 +33,8 @@ WAYS = {
     "sql": "SQL by hand",
     "sql_copy": "SQL by hand, one statement, COPY",
     "floor": "the least that can be done",
+    "script": "a script that installs the packages",
+    "unchanged": "Larder, once more",
 }
 STOCK = {"stock", "feast"}
 Row = tuple[str, float, float, float]  # way; median, least, most

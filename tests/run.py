@@ -104,7 +104,12 @@ def soak() -> list[list[str]]:
 
 
 def bench() -> list[list[str]]:
-    return [*molecule("bench")(), [str(VENV / "bin/python"), "bench/report.py", str(STATE / "bench"), "docs"]]
+    results = STATE / "bench"
+    return [
+        *molecule("bench")(),
+        [sys.executable, "bench/deployment.py", str(results / "deployment.json")],
+        [str(VENV / "bin/python"), "bench/report.py", str(results), "docs"],
+    ]
 
 
 def run(part: str, commands: Callable[[], list[list[str]]]) -> tuple[str, bool, float]:
