@@ -74,6 +74,10 @@ class DirectComputeEngine(LocalComputeEngine):  # type: ignore[misc] # Feast is 
     ) -> list[MaterializationJob]:
         """Materialize some views side by side; a job for each, in their order, says how it went."""
         tasks = [tasks] if isinstance(tasks, MaterializationTask) else tasks
+        if self._redis():
+            # Feast makes the client when it is first asked for. Of two threads that ask at once each makes one, and the
+            # one that is replaced closes its connections while the other thread still reads.
+            self.online_store._get_client(self.repo_config.online_store)
         with ThreadPoolExecutor(VIEWS_AT_ONCE) as pool:
             return [*pool.map(lambda task: self._materialize_one(registry, task, **kwargs), tasks)]
 
@@ -92,12 +96,15 @@ class DirectComputeEngine(LocalComputeEngine):  # type: ignore[misc] # Feast is 
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
 
+    def _redis(self) -> bool:
+        client = getattr(self.repo_config.online_store, "client", "redis")
+        return type(self.online_store) is RedisOnlineStore and client != "glide"
+
     def _direct(self, task: MaterializationTask) -> bool:
         view, config = task.feature_view, self.repo_config
         return bool(
             type(view) is FeatureView
-            and type(self.online_store) is RedisOnlineStore
-            and getattr(config.online_store, "client", "redis") != "glide"
+            and self._redis()
             and config.materialization_config.pull_latest_features
             and config.entity_key_serialization_version == 3
             and task.only_latest

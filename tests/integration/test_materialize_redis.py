@@ -210,6 +210,21 @@ def test_plain_views_take_the_direct_way(store, redis_address):
     assert len(hashes(redis_address, "direct")[0]) == 30 + 15
 
 
+def test_views_side_by_side_share_a_client(store, monkeypatch):
+    """One that is made a second time ends the connections of the first, which another view is using."""
+    made = []
+
+    class SlowlyMade(redis.Redis):
+        def __init__(self, *arguments, **options):
+            time.sleep(0.2)
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr("feast.infra.online_stores.redis.Redis", SlowlyMade)
+    store("shared", views=VIEWS[:3]).materialize(START, START + timedelta(days=30))
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize("skip_dedup", [False, True])
 def test_an_older_or_equal_row_is_written_only_without_comparison(store, redis_address, database, skip_dedup):
     """As RedisOnlineStore does it: skip_dedup writes whatever comes."""
