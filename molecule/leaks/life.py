@@ -156,8 +156,9 @@ def refuse(stack: Stack) -> None:
 
 
 def rotate(stack: Stack) -> None:
-    """New secrets; two rotations that fail on their way, and one that ends."""
+    """New secrets, and a second authority; two rotations that fail on their way, and one that ends."""
     stack.playbook("new_secrets.yml", "ansible/new_secrets.yml")
+    stack.playbook("a second authority", "ansible/new_secrets.yml", variables={"secrets": "certificate_authorities"})
     stack.know(*stack.vault.secrets("second"))
     stack.on_host("systemctl mask --runtime --now postgresql@17-main")
     stack.playbook("a rotation without PostgreSQL", "ansible/rotate_secrets.yml")
