@@ -184,6 +184,8 @@ def database(admin_url: str, name: str) -> Iterator[str]:
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(named))
         admin.execute(sql.SQL("CREATE DATABASE {}").format(named))
+        # As in Larder's own: with pgaudit a COPY into a hypertable ends the server (timescale/timescaledb#7667).
+        admin.execute(sql.SQL("ALTER DATABASE {} SET pgaudit.log = 'none'").format(named))
         url = make_conninfo(admin_url, dbname=name)
         try:
             with psycopg.connect(url, autocommit=True) as connection:
