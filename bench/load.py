@@ -119,6 +119,7 @@ class Client:
         self._host, self._port, self._tls = url.hostname or "", url.port, url.scheme == "https"
         self._trusted, self._tokens = trusted, tokens
         self._connection: http.client.HTTPConnection | None = None
+        self._context: ssl.SSLContext | None = None
 
     def post(self, path: str, body: dict[str, Any], role: str = "reader") -> Any:
         """Return the answer's JSON; raise OSError, HTTPException or ValueError where there is none."""
@@ -127,8 +128,11 @@ class Client:
             "Authorization": f"Bearer {token if isinstance(token, str) else token[0]}",
             "Content-Type": "application/json",
         }
+        trusted = self._trusted.get()
+        if trusted is not self._context:  # http.client would take the old one when it connects again
+            self.close()
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = self._connect(trusted)
         try:
             self._connection.request("POST", path, json.dumps(body), headers)
             response = self._connection.getresponse()
@@ -145,9 +149,10 @@ class Client:
             self._connection.close()
         self._connection = None
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def _connect(self, trusted: ssl.SSLContext) -> http.client.HTTPConnection:
+        self._context = trusted
         if self._tls:
-            return http.client.HTTPSConnection(self._host, self._port, timeout=30, context=self._trusted.get())
+            return http.client.HTTPSConnection(self._host, self._port, timeout=30, context=trusted)
         return http.client.HTTPConnection(self._host, self._port, timeout=30)
 
 
