@@ -117,7 +117,7 @@ def test_second_run_changes_nothing(host: Host) -> None:
 
 
 def test_metrics_tell_of_the_last_success_and_its_duration(host: Host) -> None:
-    now = float(host.check_output("date +%s"))
+    now = float(host.check_output("date +%s.%N"))
     assert 0 <= now - metric(host, "larder_pipeline_last_success_timestamp_seconds") < 600
     assert metric(host, "larder_pipeline_duration_seconds") > 0
     assert host.file("/var/lib/larder/metrics/pipeline.prom").mode & 0o004  # node_exporter is another user
