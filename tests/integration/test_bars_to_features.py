@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
 from larder import compute as computing
-from larder import metrics, pipeline
+from larder import db, metrics, pipeline
 from larder.compute import TAKE, compute
 from larder.credentials import Credentials
 from larder.errors import BusyError, LarderError, RefusedFileError
@@ -179,6 +179,21 @@ def test_a_part_of_a_long_history_gives_what_the_whole_gives(url, tmp_path, monk
     compute(url, full=True)
     for view, values in by_part.items():
         np.testing.assert_allclose(values, values_of(url, view), rtol=1e-9, atol=1e-9, err_msg=view)
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_where_pgaudit_is_on_nothing_is_copied_into_a_table_itself(url, tmp_path, monkeypatch, audited):
+    """Such a COPY would end a server that has both: timescale/timescaledb#7667."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            f"ALTER DATABASE {connection.info.dbname} SET pgaudit.log = '{'ddl' if audited else 'none'}'"
+        )
+    copied = set()
+    copy_in = db.copy_in
+    monkeypatch.setattr(db, "copy_in", lambda c, table, rows: copied.add(table) or copy_in(c, table, rows))
+    load(url, [write(tmp_path / "A.csv", lines(30))])
+    assert compute(url) == 30 * 6
+    assert {table.startswith("staged_") for table in copied} == {audited}
 
 
 def values_of(url, view):
