@@ -63,11 +63,11 @@ ALLOWED = (
     ),
     Allowed(
         "host: short-lived files",
-        r"/home/[^/]+/\.ansible/tmp/.*/\.source\.acl",
+        r"/root/\.ansible/tmp/ansible_mitogen_action_[^/]+/\.source\.acl",
         "",
         "0[67]44",
         kinds("hash"),
-        "the same, on its way, in a directory of Ansible's user alone, who may be root",
+        "the same, on its way, in a directory of root alone",
     ),
     Allowed(
         "host: files",

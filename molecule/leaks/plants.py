@@ -51,7 +51,7 @@ FORMS: dict[str, tuple[Callable[[str], bytes], Callable[[], str]]] = {
 PLACES: dict[str, set[str]] = {
     "task that prints": {"output", "log of Ansible"},
     "task that shows a difference": {"output", "controller: short-lived files", "host: short-lived files"},
-    "task with an environment": {"output", "controller: arguments", "host: arguments", "host: environments"},
+    "task with an environment": {"host: environments"},
     "task with arguments": {"host: arguments"},
     "task whose module logs": {"journal"},
     "arguments on the host": {"host: arguments"},
