@@ -37,7 +37,7 @@ WAYS = {
     "unchanged": "Larder, once more",
 }
 STOCK = {"stock", "feast"}
-Row = tuple[str, float, float, float]  # way; median, least, most
+Row = tuple[str, float, float, float, dict[str, float]]  # way; median, least, most; what else there is to say, by unit
 
 
 def cases(name: str, result: dict[str, Any]) -> list[tuple[str, str, list[Row]]]:
@@ -48,7 +48,13 @@ def cases(name: str, result: dict[str, Any]) -> list[tuple[str, str, list[Row]]]
     if name != "serving":
         sizes = ", ".join(f"{value:,} {key}" for key, value in result.items() if isinstance(value, int))
         rows = [
-            (way, took["median"], took["least"], took["most"])
+            (
+                way,
+                took["median"],
+                took["least"],
+                took["most"],
+                {"runs": took["runs"]} | ({"peak memory, MB": took["peak_mb"]} if "peak_mb" in took else {}),
+            )
             for way, took in result["ways"].items()
             if "median" in took
         ]
@@ -58,7 +64,11 @@ def cases(name: str, result: dict[str, Any]) -> list[tuple[str, str, list[Row]]]
             f"{TITLES[name]}: {case['symbols']} symbols x {case['features']} features, requests per second",
             "/s",
             [
-                (way, *(took["requests_per_s"][which] for which in ("median", "min", "max")))
+                (
+                    way,
+                    *(took["requests_per_s"][which] for which in ("median", "min", "max")),
+                    {"p50, ms": took["p50_ms"]["median"], "p99, ms": took["p99_ms"]["median"]},
+                )
                 for way, took in case.items()
                 if isinstance(took, dict) and "requests_per_s" in took
             ],
@@ -67,16 +77,28 @@ def cases(name: str, result: dict[str, Any]) -> list[tuple[str, str, list[Row]]]
     ]
 
 
+def number(figure: float) -> str:
+    """Return three digits that count, or all before the point."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
 def table(title: str, unit: str, rows: list[Row]) -> str:
     """Return a table of the ways, the quickest first; how many times as quick Larder is stands beside each."""
-    larder = next(median for way, median, _, _ in rows if way == "larder")
-    lines = [f"### {title}", "", "| | median | least | most | Larder is |", "|---|---|---|---|---|"]
-    for way, median, least, most in sorted(rows, key=lambda row: row[1], reverse=unit == "/s"):
+    larder = next(median for way, median, *_ in rows if way == "larder")
+    others = list(rows[0][-1])
+    head = ["", "median", "least", "most", *others, "Larder is"]
+    lines = [f"### {title}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for way, median, least, most, more in sorted(rows, key=lambda row: row[1], reverse=unit == "/s"):
         times = larder / median if unit == "/s" else median / larder
         shown = (
-            "" if way == "larder" else f"{times:.1f} times as quick" if times >= 1 else f"{1 / times:.2f} times as slow"
+            ""
+            if way in {"larder", "unchanged"}
+            else f"{times:.1f} times as quick"
+            if times >= 1
+            else f"{1 / times:.2f} times as slow"
         )
-        lines.append(f"| {WAYS.get(way, way)} | {median:,.4g} {unit} | {least:,.4g} | {most:,.4g} | {shown} |")
+        figures = [f"{number(median)} {unit}", *map(number, (least, most, *(more[other] for other in others)))]
+        lines.append(f"| {' | '.join([WAYS.get(way, way), *figures, shown])} |")
     return "\n".join(lines)
 
 
@@ -90,7 +112,7 @@ def chart(found: list[tuple[str, str, list[Row]]]) -> bytes:
     alike = {"feast": "stock", "feast_tuned": "stock_best", "sql": "floor"}
     columns: dict[str, list[float | None]] = {way: [] for way in ways}
     for _, unit, rows in found:
-        medians = {alike.get(way, way): median for way, median, _, _ in rows}
+        medians = {alike.get(way, way): median for way, median, *_ in rows}
         for way in ways:
             known = way in medians and "stock" in medians
             quicker = medians[way] / medians["stock"] if known and unit == "/s" else None
@@ -118,8 +140,8 @@ def main() -> None:
         "![How many times as quick as Feast](benchmarks.svg)",
         "",
         *(part for case in found for part in (table(*case), "")),
-        "What each way does, and what is left out, stands at the head of `bench/*.py`; peak memory and p99 are in what",
-        "they print, `.larder/bench/*.json`.",
+        "What each way does, and what is left out, stands at the head of `bench/*.py`. Peak memory is that of the",
+        "process that asks, not of PostgreSQL or Redis. All figures: `.larder/bench/*.json`.",
         "",
     ]
     (docs / "benchmarks.md").write_text("\n".join(text))
