@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--ttl-days", type=int, default=data.TTL.days)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--stock-runs", type=int, default=1, help="Feast's own store takes minutes")
+    parser.add_argument("--stock-runs", type=int, default=5, help="Feast's own store takes minutes")
     parser.add_argument("--limit", type=float, default=1800, help="seconds after which a run is given up")
     options = parser.parse_args()
     conninfo = data.conninfo(options.feature_store)

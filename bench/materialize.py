@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--symbols", type=int, default=500)
     parser.add_argument("--days", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--stock-runs", type=int, default=3)
+    parser.add_argument("--stock-runs", type=int, default=5)
     parser.add_argument("--limit", type=float, default=1800, help="seconds after which a run is given up")
     options = parser.parse_args()
     conninfo = data.conninfo(options.feature_store)
