@@ -23,7 +23,15 @@ TITLES = {
     "serving": "Online reads",
     "deployment": "site.yml",
 }
-BENCHMARKS = ("historical", "materialize", "compute", "serving", "deployment")
+BENCHMARKS = (
+    "historical",
+    "historical-5000",
+    "materialize",
+    "materialize-5000",
+    "compute",
+    "serving",
+    "deployment",
+)
 WAYS = {
     "larder": "Larder",
     "stock": "Feast",
@@ -58,7 +66,7 @@ def cases(name: str, result: dict[str, Any]) -> list[tuple[str, str, list[Row]]]
             for way, took in result["ways"].items()
             if "median" in took
         ]
-        return [(f"{TITLES[name]}: {sizes}", "s", rows)]
+        return [(f"{TITLES[name.partition('-')[0]]}: {sizes}", "s", rows)]
     return [
         (
             f"{TITLES[name]}: {case['symbols']} symbols x {case['features']} features, requests per second",
@@ -107,7 +115,7 @@ def chart(found: list[tuple[str, str, list[Row]]]) -> bytes:
     drawn = pygal.HorizontalBar(
         style=CleanStyle, logarithmic=True, title="Times as quick as Feast with its defaults", js=(), height=520
     )
-    drawn.x_labels = [title.partition(",")[0] if unit == "s" else title.rpartition(",")[0] for title, unit, _ in found]
+    drawn.x_labels = [title.partition(", ")[0] if unit == "s" else title.rpartition(", ")[0] for title, unit, _ in found]
     ways = ["stock", "stock_best", "larder", "floor"]
     alike = {"feast": "stock", "feast_tuned": "stock_best", "sql": "floor"}
     columns: dict[str, list[float | None]] = {way: [] for way in ways}
