@@ -133,7 +133,9 @@ def chart(found: list[tuple[str, str, list[Row]]]) -> bytes:
 
 def main() -> None:
     results, docs = Path(sys.argv[1]), Path(sys.argv[2])
-    documents = {name: json.loads((results / f"{name}.json").read_text()) for name in BENCHMARKS}
+    # Some may have been measured alone.
+    measured = {name: results / f"{name}.json" for name in BENCHMARKS}
+    documents = {name: json.loads(path.read_text()) for name, path in measured.items() if path.exists()}
     found = [case for name, document in documents.items() for case in cases(name, document)]
     machine = documents["serving"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in documents["serving"]["versions"].items())
