@@ -144,7 +144,7 @@ def main() -> None:
         "# Benchmarks",
         "",
         f"`./larder bench` wrote this on {datetime.now(UTC):%Y-%m-%d}, {machine['cores']} cores of {machine['cpu']}:",
-        f"{versions}. Everything ran side by side on one host, with equal answers, or there would be no figure.",
+        f"{versions}. Everything ran side by side on one machine, with equal answers, or there would be no figure.",
         "The machine says what the seconds are; the ratios are what to look at.",
         "",
         "![How many times as quick as Feast](benchmarks.svg)",
