@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`site.yml` on bare hosts, and again where it changes nothing, against a shell script that installs the same packages.
 
-    python bench/deployment.py .larder/bench/deployment.json
+    python bench/deployment.py .larder/benchmarks/deployment.json
 
 On the controller, with Docker; the hosts are those of `inventory/trial`, new ones for each run:
 
@@ -34,7 +34,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACE = ROOT / ".larder/bench/deployment"
+PLACE = ROOT / ".larder/benchmarks/deployment"
 INVENTORY = PLACE / "inventory"
 LOCK = next((ROOT / "roles/feast/files").glob("requirements-*.txt"))
 UV = ROOT / "roles/feast/files/uv.txt"

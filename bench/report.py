@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write docs/benchmarks.md and its chart from what the benchmarks printed.
 
-python bench/report.py .larder/bench docs
+python bench/report.py .larder/benchmarks docs
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def main() -> None:
     text = [
         "# Benchmarks",
         "",
-        f"`./larder bench` wrote this on {datetime.now(UTC):%Y-%m-%d}, {machine['cores']} cores of {machine['cpu']}:",
+        f"`bench/report.py` wrote this on {datetime.now(UTC):%Y-%m-%d}, {machine['cores']} cores of {machine['cpu']}:",
         f"{versions}. Everything ran side by side on one machine, with equal answers, or there would be no figure.",
         "The machine says what the seconds are; the ratios are what to look at.",
         "",
@@ -151,7 +151,7 @@ def main() -> None:
         "",
         *(part for case in found for part in (table(*case), "")),
         "What each way does, and what is left out, stands at the head of `bench/*.py`. Peak memory is that of the",
-        "process that asks, not of PostgreSQL or Redis. All figures: `.larder/bench/*.json`.",
+        "process that asks, not of PostgreSQL or Redis. All figures: `.larder/benchmarks/*.json`.",
         "",
     ]
     (docs / "benchmarks.md").write_text("\n".join(text))

@@ -104,7 +104,7 @@ def soak() -> list[list[str]]:
 
 
 def bench() -> list[list[str]]:
-    results = STATE / "bench"
+    results = STATE / "benchmarks"
     return [
         *molecule("bench")(),
         [sys.executable, "bench/deployment.py", str(results / "deployment.json")],
