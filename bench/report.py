@@ -115,7 +115,9 @@ def chart(found: list[tuple[str, str, list[Row]]]) -> bytes:
     drawn = pygal.HorizontalBar(
         style=CleanStyle, logarithmic=True, title="Times as quick as Feast with its defaults", js=(), height=520
     )
-    drawn.x_labels = [title.partition(", ")[0] if unit == "s" else title.rpartition(", ")[0] for title, unit, _ in found]
+    drawn.x_labels = [
+        title.partition(", ")[0] if unit == "s" else title.rpartition(", ")[0] for title, unit, _ in found
+    ]
     ways = ["stock", "stock_best", "larder", "floor"]
     alike = {"feast": "stock", "feast_tuned": "stock_best", "sql": "floor"}
     columns: dict[str, list[float | None]] = {way: [] for way in ways}
