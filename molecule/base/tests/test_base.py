@@ -63,3 +63,16 @@ def test_the_schedule_is_in_utc(hosts):
 
 def test_systemd_knows_a_time_service(hosts):
     assert hosts["store1"].run("timedatectl show --property=CanNTP --value").stdout == "yes\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "there"),
+    [
+        ("store1", "haproxy", True),
+        ("client1", "cron", True),
+        ("client1", "haproxy", False),
+        ("stranger", "rsync", False),
+    ],
+)
+def test_packages_of_a_hosts_roles_are_installed_and_no_others(hosts, name, package, there):
+    assert hosts[name].package(package).is_installed == there

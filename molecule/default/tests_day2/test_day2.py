@@ -154,6 +154,23 @@ def test_new_host_serves_alone_when_the_first_one_is_stopped(inventory: Any, cli
         server1.check_output("systemctl start feature-server@1 feature-server@2")
 
 
+@pytest.mark.parametrize(
+    ("host", "unit", "layer"), [("cache1", "redis-server", "redis"), ("pipeline1", "cron", "pipeline")]
+)
+def test_failed_host_ends_the_run_before_what_needs_it(
+    site: Any, starts: Any, inventory: Any, host: str, unit: str, layer: str
+) -> None:
+    before = starts()
+    inventory.host(host).check_output(f"systemctl mask --runtime {unit}")
+    try:
+        run = site("--tags", f"{layer},feature_server", variables={"larder_log_level": "warning"})
+    finally:
+        inventory.host(host).check_output(f"systemctl unmask --runtime {unit}")
+    assert run.code != 0, run.output
+    assert f"{host} failed, for the reason above" in sentence(run)
+    assert starts() == before
+
+
 def test_wrong_vault_password_ends_before_any_host_is_touched(site: Any, inventory: Any, tmp_path: Path) -> None:
     wrong = tmp_path / "password"
     wrong.write_text("not the password\n")
