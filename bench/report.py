@@ -25,9 +25,10 @@ TITLES = {
 }
 BENCHMARKS = (
     "historical",
-    "historical-5000",
+    "historical-few-rows",
+    "historical-5000-symbols",
     "materialize",
-    "materialize-5000",
+    "materialize-5000-symbols",
     "compute",
     "serving",
     "deployment",
@@ -110,14 +111,30 @@ def table(title: str, unit: str, rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def given_up(name: str, result: dict[str, Any]) -> list[str]:
+    """Return a sentence for each way that had not ended when its time was over."""
+    return [
+        f"{WAYS[way]} was given up after {took['gave_up_after']:,.0f} s: "
+        f"Larder is at least {took['of_larder_at_least']:.0f} times as quick. ({name})\n"
+        for way, took in result.get("ways", {}).items()
+        if took.get("gave_up_after") and "median" not in took
+    ]
+
+
+def label(title: str, unit: str) -> str:
+    """Return what tells a case of the chart from the others."""
+    if unit == "/s":
+        return title.rpartition(", ")[0]
+    first, *sizes = title.split(", ")
+    return ", ".join([first, *(size for size in sizes if size.endswith("rows"))])
+
+
 def chart(found: list[tuple[str, str, list[Row]]]) -> bytes:
     """Return bars of how many times as quick as Feast each way is, as SVG."""
     drawn = pygal.HorizontalBar(
         style=CleanStyle, logarithmic=True, title="Times as quick as Feast with its defaults", js=(), height=520
     )
-    drawn.x_labels = [
-        title.partition(", ")[0] if unit == "s" else title.rpartition(", ")[0] for title, unit, _ in found
-    ]
+    drawn.x_labels = [label(title, unit) for title, unit, _ in found]
     ways = ["stock", "stock_best", "larder", "floor"]
     alike = {"feast": "stock", "feast_tuned": "stock_best", "sql": "floor"}
     columns: dict[str, list[float | None]] = {way: [] for way in ways}
@@ -152,6 +169,7 @@ def main() -> None:
         "![How many times as quick as Feast](benchmarks.svg)",
         "",
         *(part for case in found for part in (table(*case), "")),
+        *(sentence for name, document in documents.items() for sentence in given_up(name, document)),
         "What each way does, and what is left out, stands at the head of `bench/*.py`. Peak memory is that of the",
         "process that asks, not of PostgreSQL or Redis. All figures: `.larder/benchmarks/*.json`.",
         "",
