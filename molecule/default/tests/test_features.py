@@ -160,6 +160,20 @@ def test_training_and_serving_agree_to_the_last_bit(symbol, served, history, bar
     assert {name: feature.value for name, feature in served[symbol].items()} == trained
 
 
+@pytest.mark.parametrize(
+    ("host", "asks"),
+    [
+        ("server1", "systemctl show --property=Environment feature-server@1"),
+        ("server1", "systemctl show --property=Environment push-server@1"),
+        ("pipeline1", "systemctl show --property=Environment feature-pipeline"),
+        ("pipeline1", "systemd-run --quiet --wait --collect --pipe --unit=feast-environment env"),
+    ],
+)
+def test_python_runs_as_it_was_compiled(host_named, host, asks):
+    # Otherwise an import takes four times as long, and Feast checks types at each call.
+    assert "PYTHONOPTIMIZE=1" in host_named(host).check_output(asks)
+
+
 def test_an_unknown_symbol_is_null_and_disturbs_no_other(gateway, served):
     answer = gateway.read(["NO.SUCH", "EURUSD"], features=oracle.REFERENCES)
     assert {(feature.value, feature.event_timestamp) for feature in answer["NO.SUCH"].values()} == {NOTHING}
