@@ -15,7 +15,7 @@ FAILING = {
     "secrets that cannot work": "redis_passwords.serve",
     "a secret that is half a template": "redis_passwords",
     "a vault that is no YAML": "YAML parsing failed",
-    "a rotation without PostgreSQL": "fatal: [single1]",
+    "a rotation without PostgreSQL": "failed: [single1] (item=postgresql@17-main.service)",
     "a rotation that no consumer can try": "fatal: [single1]",
 }
 

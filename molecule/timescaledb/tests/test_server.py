@@ -104,11 +104,21 @@ def test_another_user_of_the_host_cannot_read_what_is_the_servers(store, path):
     assert "Permission denied" in store.run(f"sudo -u nobody sh -c 'cat {path}/* {path}'").stderr
 
 
-def test_the_server_was_never_stopped_by_waiting_for_its_clients(store):
+def test_a_restart_does_not_wait_for_clients(store):
     """The unit's stop ends sessions; without it systemd asks for a smart shutdown, which any client can hold up."""
-    log = store.check_output("sudo cat /var/log/postgresql/postgresql-17-main.log")
-    assert "received fast shutdown request" in log
-    assert "received smart shutdown request" not in log
+    store.check_output("sudo systemd-run --quiet --collect --uid=postgres psql -c 'SELECT pg_sleep(300)'")
+    sleeps = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+    store.check_output(f'until [ "$(sudo -u postgres psql -Atc "{sleeps}")" = 1 ]; do sleep 0.1; done')
+    store.check_output("sudo timeout 30 systemctl restart postgresql@17-main")
+    assert "received fast shutdown request" in store.check_output("sudo cat /var/log/postgresql/postgresql-17-main.log")
+
+
+def test_postgresql_is_one_service_for_operators(store):
+    """Debian's postgresql.service stands for its clusters: stopped, its restart would restart nothing."""
+    started = "systemctl show --property=MainPID --value postgresql@17-main"
+    before = store.check_output(started)
+    store.check_output("sudo systemctl restart postgresql")
+    assert store.check_output(started) != before
 
 
 def test_parallel_and_compiled_queries_work_in_the_sandbox(superuser):
