@@ -132,7 +132,16 @@ def label(title: str, unit: str) -> str:
 def chart(found: list[tuple[str, str, list[Row]]]) -> bytes:
     """Return bars of how many times as quick as Feast each way is, as SVG."""
     drawn = pygal.HorizontalBar(
-        style=CleanStyle, logarithmic=True, title="Times as quick as Feast with its defaults", js=(), height=520
+        style=CleanStyle,
+        logarithmic=True,
+        range=(0.5, 100),
+        zero=0.5,
+        y_labels=[0.5, 1, 2, 5, 10, 20, 50, 100],
+        title="Times as quick as Feast with its defaults",
+        truncate_legend=-1,
+        legend_at_bottom=True,
+        js=(),
+        height=560,
     )
     drawn.x_labels = [label(title, unit) for title, unit, _ in found]
     ways = ["stock", "stock_best", "larder", "floor"]
