@@ -141,7 +141,7 @@ def measure(runs: int) -> dict[str, list[float]]:
 
     try:
         for run in range(runs):
-            # Each first in turn: a file system is slower for minutes after so many files were removed.
+            # Each first in turn: ext4 makes files more slowly for minutes after many were removed.
             for way in (larder, script) if run % 2 == 0 else (script, larder):
                 way()
                 playbook("molecule/shared/destroy.yml")
