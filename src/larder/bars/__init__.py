@@ -1,0 +1,68 @@
+"""Daily bars from the files that people have: which format a file has, which bars it holds, what is wrong with others.
+
+    for batch in read(path, options): ...     the bars, judged
+    print(inspect(path, options))             what a load would do
+
+catalogue and formats.yml: the formats, as data · source: archives and encodings · recognise: which format a sheet has ·
+sheets: its rows · dates, numbers: what stands in a cell · survey: what only the whole file tells · judge: bar by bar.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from larder.bars.judge import judge
+from larder.bars.model import NUMBERS, PRICES, Batch, Inspection, Options
+from larder.bars.source import candidates
+from larder.bars.survey import survey
+from larder.errors import ConfigError, RefusedFileError
+
+__all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "candidates", "inspect", "printable", "read"]
+
+
+def read(path: Path, options: Options | None = None) -> Iterator[Batch]:
+    """The bars of a file, judged.
+
+    Raises RefusedFileError, with the file's name and the reason, where the file as a whole is not to be taken: before
+    the first batch, or after the last one. Who stores bars stores nothing of such a file.
+    """
+    told = Inspection(str(path))
+    with _refusal(path):
+        yield from judge(survey(path, options or Options(), told), told)
+
+
+def inspect(path: Path, options: Options | None = None) -> Inspection:
+    """What a load of the file would do. Raises ConfigError for options that cannot be, never for what the file holds."""
+    told = Inspection(str(path))
+    try:
+        with _refusal(path):
+            for _ in judge(survey(path, options or Options(), told), told):
+                pass
+    except RefusedFileError as error:
+        told.refusal = error.message
+    return told
+
+
+@contextmanager
+def _refusal(path: Path) -> Iterator[None]:
+    """Whatever a file makes its readers do, it is refused by its name, with the reason."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except RefusedFileError as error:
+        raise RefusedFileError(f"{printable(path)}: {error.message}") from error
+    except PermissionError:
+        raise RefusedFileError(f"{printable(path)}: it may not be read by this user: permission denied.") from None
+    except FileNotFoundError:
+        raise RefusedFileError(f"{printable(path)}: it does not exist, or its link leads nowhere.") from None
+    except MemoryError:
+        raise RefusedFileError(f"{printable(path)}: it needs more memory than there is: split it.") from None
+    except Exception as error:  # a parser may raise anything at all for what a file holds
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0][:300]
+        raise RefusedFileError(f"{printable(path)}: it cannot be read: {type(error).__name__}: {reason}") from error
+
+
+def printable(path: Path) -> str:
+    """A path for a message: bytes that are no UTF-8, and control characters, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
