@@ -666,7 +666,7 @@ def _least_and_greatest(times: pa.ChunkedArray) -> tuple[datetime | None, dateti
 def _column(label: Any, series: pd.Series) -> pa.ChunkedArray:
     try:
         return _chunked(series)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise ValueError(
             f"The column {label!r} of the entity dataframe cannot be kept, because Arrow has no type for all its "
             f"values: {error}. Give it one type, for example by entity_df[{label!r}].astype(str), or leave it out."
@@ -674,6 +674,8 @@ def _column(label: Any, series: pd.Series) -> pa.ChunkedArray:
 
 
 def _chunked(series: pd.Series) -> pa.ChunkedArray:
+    if isinstance(series.dtype, pd.SparseDtype):
+        series = series.astype(series.dtype.subtype)
     found = pa.array(series, from_pandas=True)
     return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
 
@@ -703,8 +705,15 @@ def _key(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([pa.nulls(len(column))])
     if pa.types.is_dictionary(column.type):
         column = _as_stock(column.cast(column.type.value_type))
+    if column.type == pa.uuid():
+        return pa.chunked_array([pa.array([str(one) if one else None for one in column.to_pylist()], pa.string())])
     if pa.types.is_nested(column.type):
         raise ValueError(f"The join key {name!r} of the entity dataframe holds {column.type}: it has to be one value.")
+    if not _pg_type(column.type):
+        raise ValueError(
+            f"The join key {name!r} of the entity dataframe is {column.type}, and PostgreSQL has no type for that: "
+            "convert it."
+        )
     if pa.types.is_timestamp(column.type):
         return column.cast(pa.timestamp("us", "UTC"))
     if pa.types.is_string(column.type):

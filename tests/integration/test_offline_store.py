@@ -2,8 +2,9 @@
 
 import os
 import re
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,20 @@ TABLES = {
     ),
     "market": ("ts timestamptz, m_float float8", "PRIMARY KEY (ts)", "1 day"),
 }
+# Keys of other types, one row each; the values as SQL.
+KEYED = {
+    "uuid": "'6f1ed002-ab5c-4a3b-9a3d-000000000001'",
+    "char": "'ab'",
+    "date": "'2024-03-28'",
+    "timestamptz": "'2024-03-28 12:00+00'",
+    "float8": "2.5",
+    "real": "2.5",
+    "numeric": "3",
+    "bytea": "'\\x0061'",
+    "bool": "true",
+    "smallint": "3",
+    "varchar": "'a\\b'",
+}
 K = Entity(name="k", join_keys=["k"], value_type=ValueType.STRING)
 N = Entity(name="n", join_keys=["n"], value_type=ValueType.INT64)
 
@@ -88,6 +103,7 @@ VIEWS = [
     view("odd", [K], 4, {"t_numeric": Float64, "t_array": Array(Float64), "t_bool": Bool}, table="types"),
     view("market", [], 1, {"m_float": Float64}),
 ]
+KEYED_VIEWS = [view(f"by_{kind}", [K], 0, {"x": Int64}, table="keyed", mapping={f"as_{kind}": "k"}) for kind in KEYED]
 
 
 def plus(inputs):
@@ -120,6 +136,10 @@ def database():
                         by = f"by_range('ts', interval '{interval}')"
                         connection.execute(f"SELECT create_hypertable('s.{table}', {by})")
                 connection.execute("CREATE INDEX ON s.quotes (k, ts DESC)")
+                columns = ", ".join(f"as_{kind} {'char(4)' if kind == 'char' else kind}" for kind in KEYED)
+                connection.execute(f"CREATE TABLE s.keyed ({columns}, ts timestamptz, x bigint)")
+                values = ", ".join(KEYED.values())
+                connection.execute(f"INSERT INTO s.keyed VALUES ({values}, '2024-01-01', 7)")
             yield url
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -152,7 +172,7 @@ def stores(database, tmp_path_factory):
         )
 
     stock = store("postgres")
-    stock.apply([K, N, *VIEWS, ON_DEMAND])
+    stock.apply([K, N, *VIEWS, *KEYED_VIEWS, ON_DEMAND])
     return stock, store("larder.offline_store.TimescaleOfflineStore")
 
 
@@ -563,18 +583,19 @@ def test_rows_of_any_year_break_no_join(stores, connection, database, zone):
     connection.execute(f"ALTER DATABASE {name} SET timezone = '{zone}'")
     try:
         for table, columns in (("hyper", "h_int"), ("plain", "p_int"), ("quotes", "q_float"), ("naive", "n_float")):
-            for time in JUNK + ([] if table in ("hyper", "quotes", "naive") else ["infinity", "-infinity"]):
+            # A hypertable takes no -infinity.
+            for moment in (*JUNK, "infinity", *(["-infinity"] if table == "plain" else [])):
                 for key in ("junk", "a"):
                     connection.execute(
                         f"INSERT INTO s.{table} (k, ts, {columns}) VALUES (%s, %s, 1) ON CONFLICT DO NOTHING",
-                        [key, time],
+                        [key, moment],
                     )
         assert found_by(stores, frame) == before
         features = ["hyper:h_int", "plain:p_int", "quotes:q_float", "naive:n_float", "query:double", "hour:o_int"]
         stock, larder = (store.get_historical_features(frame, features) for store in stores)
         same(stock.to_arrow(), larder.to_arrow())
         # Entity rows of any year, which only a query can have.
-        times = ", ".join(f"('junk', '{time}'::timestamptz, NULL::timestamptz)" for time in JUNK)
+        times = ", ".join(f"('junk', '{moment}'::timestamptz, NULL::timestamptz)" for moment in JUNK)
         query = f"SELECT k, event_timestamp, label FROM (VALUES {times}) AS row (k, event_timestamp, label)"
         assert found_by(stores, query) == [1] * len(JUNK)
     finally:
@@ -765,6 +786,9 @@ VALUES = {
     "integers with gaps": pd.array([2**62 + 1, None, -1], dtype="Int64"),
     "int8": np.array([-1, 0, 1], dtype="int8"),
     "uint64": np.array([2**64 - 1, 0, 1], dtype="uint64"),
+    "sparse": pd.arrays.SparseArray([1, 0, 0]),
+    "intervals": pd.interval_range(0, 3),
+    "UUIDs": [UUID(int=1), None, UUID(int=2)],
     "float16": np.array([0.5, 0, 1], dtype="float16"),
     "categories": pd.Categorical(["a", None, "b"]),
     "ordered categories": pd.Categorical([3, 1, 2], ordered=True),
@@ -781,12 +805,16 @@ VALUES = {
 def test_labels_of_any_type_come_back_as_given(stores, connection, kind):
     frame = moments(3).assign(label=VALUES[kind])
     found = join(stores, frame).to_df()
-    given = pa.array(frame["label"], from_pandas=True).to_pylist()
+    given = pa.array(
+        frame["label"].astype("int64") if kind == "sparse" else frame["label"], from_pandas=True
+    ).to_pylist()
     assert pa.array(found["label"], from_pandas=True).to_pylist() == given
     assert [None if pd.isna(value) else value for value in found["h_int"]] == as_of(connection, frame)
 
 
-@pytest.mark.parametrize("values", [[1, "a", None], [1j, 2j, 3j], [object(), None, None], ["\ud800", "a", "b"]])
+@pytest.mark.parametrize(
+    "values", [[1, "a", None], [2**70, 1, 1], [1j, 2j, 3j], [object(), None, None], ["\ud800", "a", "b"]]
+)
 @pytest.mark.usefixtures("filled")
 def test_labels_that_arrow_cannot_hold_are_named(stores, values):
     with pytest.raises(ValueError, match=r"The column 'label' .* cannot be kept.*astype\(str\)"):
@@ -845,8 +873,38 @@ def test_numbers_of_any_kind_are_the_same_key(stores, connection, shape):
 
 
 @pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("uuid", UUID("6f1ed002-ab5c-4a3b-9a3d-000000000001")),
+        ("uuid", "6f1ed002-ab5c-4a3b-9a3d-000000000001"),
+        ("char", "ab"),
+        ("date", date(2024, 3, 28)),
+        ("date", pd.Timestamp("2024-03-28", tz="UTC")),
+        ("timestamptz", pd.Timestamp("2024-03-28 12:00", tz="UTC")),
+        ("timestamptz", pd.Timestamp("2024-03-28 08:00", tz="America/New_York")),
+        ("float8", 2.5),
+        ("float8", Decimal("2.5")),
+        ("real", np.float32(2.5)),
+        ("numeric", 3),
+        ("numeric", Decimal("3.0")),
+        ("numeric", 3.0),
+        ("smallint", 3.0),
+        ("bytea", b"\0a"),
+        ("bool", True),
+        ("varchar", "a\\b"),
+    ],
+)
+def test_keys_of_other_types_find_their_row(stores, kind, value):
+    frame = pd.DataFrame({"k": [value, None], "event_timestamp": [NOON, NOON]})
+    assert join(stores, frame, [f"by_{kind}:x"]).to_arrow()["x"].to_pylist() == [7, None]
+    query = f"SELECT {KEYED[kind]}::{kind}{'(4)' if kind == 'char' else ''} AS k, now() AS event_timestamp"
+    assert join(stores, query, [f"by_{kind}:x"]).to_arrow()["x"].to_pylist() == [7]
+
+
+@pytest.mark.parametrize(
     ("column", "values", "message"),
     [
+        ("n", pd.period_range("2024-01", periods=3, freq="M"), r"join key 'n' .* no type"),
         ("n", ["1", "2", "3"], "'n' is text in the entity rows and bigint in the source of pairs"),
         ("n", [True, False, True], "'n' is boolean in the entity rows and bigint"),
         ("n", pd.Series([[1], [2], [3]], dtype=object), "'n' .* holds list<item: int64>: it has to be one value"),
