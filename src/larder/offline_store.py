@@ -391,7 +391,8 @@ class PointInTimeJob(TimescaleRetrievalJob):
         if given is not None:
             for number, column in enumerate(given.columns):
                 if pa.types.is_integer(column.type) and column.null_count:  # as floats, large ones are others
-                    frame.isetitem(number, table[number].to_pandas(types_mapper=lambda _: pd.Int64Dtype()))
+                    kind = pd.UInt64Dtype() if column.type == pa.uint64() else pd.Int64Dtype()
+                    frame.isetitem(number, pd.array(table[number].to_pylist(), dtype=kind))
             frame.columns = [*labels, *frame.columns[len(labels) :]]  # Arrow has names only; a frame may have numbers
         return frame
 
@@ -535,7 +536,7 @@ class Entities:
     def create(self, cursor: psycopg.Cursor, keys: list[str]) -> pa.Table:
         """Create the temporary table, of a frame with keys and times only. Return all columns of all rows."""
         if self.frame is not None:
-            needed = [*keys, self.event_time]
+            needed = [*dict.fromkeys([*keys, self.event_time])]
             columns = [self.times if name == self.event_time else _key(name, self.frame[name]) for name in needed]
             table = pa.Table.from_arrays(columns, names=[self.column(name) for name in needed])
             _upload(cursor, table, ENTITIES, temporary=True)

@@ -276,9 +276,10 @@ FEATURES = [f"{view.name}:{feature.name}" for view in VIEWS for feature in view.
     by_created=st.booleans(),
     as_sql=st.booleans(),
     per_statement=st.sampled_from([1, 20, 500]),
+    labels=st.lists(st.sampled_from(["larder_row", "c0", "row", "slice", "time", "source", "plain", "Ä"]), unique=True),
 )
 def test_a_point_in_time_join_is_that_of_stock(
-    stores, connection, seed, rows, entities, zone, features, on_demand, full, by_created, as_sql, per_statement
+    stores, connection, seed, rows, entities, zone, features, on_demand, full, by_created, as_sql, per_statement, labels
 ):
     random = np.random.default_rng(seed)
     fill(connection, random, rows)
@@ -293,6 +294,8 @@ def test_a_point_in_time_join_is_that_of_stock(
             values = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
             cursor.executemany("INSERT INTO s.labels VALUES (%s, %s, %s, %s, %s, %s)", values)
         frame = "SELECT * FROM s.labels"
+    else:
+        frame = frame.assign(**dict.fromkeys(labels, 1))
     arguments = {
         "entity_df": frame,
         "features": [*features, *(["plus:total"] if on_demand else [])],
@@ -735,6 +738,13 @@ def test_dates_are_midnight_in_utc(stores, connection, kind):
     assert found_by(stores, frame.assign(event_timestamp=given)) == as_of(connection, frame)
 
 
+def test_the_first_and_the_last_year_are_moments(stores):
+    times = [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999999, UTC), "0099-12-31"]
+    frame = pd.DataFrame({"k": ["a"] * 3, "event_timestamp": pd.Series(times, dtype=object)})
+    found = join(stores, frame).to_arrow()["event_timestamp"].to_pylist()
+    assert found == [*(moment.replace(tzinfo=None) for moment in times[:2]), datetime(99, 12, 31)]  # noqa: DTZ001
+
+
 @pytest.mark.parametrize("missing", [None, pd.NaT, float("nan"), np.datetime64("NaT"), pd.NA])
 @pytest.mark.parametrize("objects", [True, False])
 @pytest.mark.usefixtures("filled")
@@ -786,6 +796,7 @@ VALUES = {
     "integers with gaps": pd.array([2**62 + 1, None, -1], dtype="Int64"),
     "int8": np.array([-1, 0, 1], dtype="int8"),
     "uint64": np.array([2**64 - 1, 0, 1], dtype="uint64"),
+    "large integers with gaps": pd.array([2**64 - 1, None, 1], dtype="UInt64"),
     "sparse": pd.arrays.SparseArray([1, 0, 0]),
     "intervals": pd.interval_range(0, 3),
     "UUIDs": [UUID(int=1), None, UUID(int=2)],
