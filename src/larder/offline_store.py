@@ -200,20 +200,26 @@ class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Fea
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Insert pushed rows into the table of the view's batch source; a row that is there already stays as it is."""
+        """Insert pushed rows into the table of the view's batch source; a row that is there already stays as it is.
+
+        Feast has renamed the columns to what the source's `field_mapping` says; all of them are columns of the table.
+        A time without a zone is in UTC.
+        """
         source = feature_view.batch_source
         if not isinstance(source, PostgreSQLSource) or not (target := source._postgres_options._table):
             raise TypeError(f"{feature_view.name}: a push to the offline store needs a PostgreSQLSource with a table.")
-        known = {source.timestamp_field, source.created_timestamp_column, *feature_view.join_keys}
-        columns = [c for c in table.column_names if c in known or c in {f.name for f in feature_view.features}]
+        column_of = {name: column for column, name in (source.field_mapping or {}).items()}
+        index = (table.schema.pandas_metadata or {}).get("index_columns", [])  # no column where a frame has a range
+        names = [name for name in table.column_names if name not in index]
         statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
-            sql.Identifier(*target.split(".")),
-            sql.SQL(", ").join(map(sql.Identifier, columns)),
-            sql.SQL(", ").join(sql.Placeholder() * len(columns)),
+            sql.SQL(target),  # as Feast reads it: a name with capitals stands in quotes
+            _commas(sql.Identifier(column_of.get(name, name)) for name in names),
+            _commas(sql.Placeholder() * len(names)),
         )
-        rows = zip(*(table[c].to_pylist() for c in columns), strict=True)
+        rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
         with _get_conn(config.offline_store) as connection, connection.cursor() as cursor:
-            cursor.executemany(statement, list(rows))
+            cursor.execute("SET LOCAL TIME ZONE 'UTC'")
+            cursor.executemany(statement, rows)
         if progress:
             progress(table.num_rows)
 

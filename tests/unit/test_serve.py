@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 import time
 from contextlib import asynccontextmanager
 
 import pandas as pd
+import psycopg
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.errors import FeastInvalidAuthConfigClass
 from feast.types import Float64
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
+from sqlalchemy.exc import OperationalError
 
 from larder import drain, serve
 
@@ -65,10 +70,15 @@ async def ask(app, method, path, body=None, client="198.51.100.1"):
 
     try:
         await app(scope, receive, send)
-    except RuntimeError:
-        # Starlette answers an unexpected error and raises it again, for the server's log.
+    except Exception as error:
+        # Starlette answers an unexpected error and raises it again; uvicorn logs it so.
         assert sent
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=error)
     return sent[0]["status"], json.loads(b"".join(m.get("body", b"") for m in sent[1:]) or "null")
+
+
+def not_ready(why):
+    return {"detail": why, "status": why, "revision": "abc"}
 
 
 @asynccontextmanager
@@ -152,7 +162,7 @@ def test_an_instance_stops_when_the_gateways_know(directory, monkeypatch, gatewa
 
 def test_an_instance_waits_for_the_first_apply(directory):
     async def scenario(app):
-        assert await ask(app, "GET", "/ready") == (503, {"status": "no registry", "revision": "abc"})
+        assert await ask(app, "GET", "/ready") == (503, not_ready("no registry"))
         await asyncio.to_thread(apply, directory)
         await asyncio.sleep(3)
         assert (await ask(app, "GET", "/ready"))[0] == 200
@@ -164,16 +174,33 @@ def test_an_applied_project_without_views_has_nothing_to_read(directory):
     (directory / "feature_store.yaml").write_text(CONFIG.format(directory=directory, mode="auto"))
 
     async def scenario(app):
-        assert (await ask(app, "GET", "/ready")) == (503, {"status": "no feature view", "revision": "abc"})
+        assert (await ask(app, "GET", "/ready")) == (503, not_ready("no feature view"))
 
     run(scenario)
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(RedisConnectionError(SECRET), 503), (OSError(SECRET), 503), (RuntimeError(SECRET), 500)],
+    [
+        (RedisConnectionError(SECRET), 503),
+        (ConnectionResetError(SECRET), 503),
+        (OperationalError("SELECT", {}, psycopg.OperationalError(SECRET)), 503),
+        (psycopg.errors.ReadOnlySqlTransaction(SECRET), 503),
+        (ResponseError(f"LOADING {SECRET}"), 503),
+        (OutOfMemoryError(SECRET, status_code="OOM"), 503),
+        (ResponseError(f"Command # 1 (HSET k) of pipeline caused error: ('MISCONF {SECRET}',)"), 503),
+        (ResponseError(f"WRONGTYPE {SECRET}"), 500),
+        (psycopg.errors.DatatypeMismatch(SECRET), 500),
+        (psycopg.errors.ProgramLimitExceeded(SECRET), 500),
+        (FileNotFoundError(SECRET), 500),
+        (FeastInvalidAuthConfigClass(SECRET), 500),
+        (ValueError(SECRET), 500),
+        (KeyError(SECRET), 500),
+        (RuntimeError(SECRET), 500),
+    ],
+    ids=lambda value: getattr(type(value), "__name__", str(value)) if isinstance(value, Exception) else str(value),
 )
-def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeypatch, error, status):
+def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeypatch, caplog, error, status):
     apply(directory)
 
     def fail(*_, **__):
@@ -182,9 +209,11 @@ def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeyp
     async def scenario(app):
         monkeypatch.setattr(FeatureStore, "get_online_features", fail)
         answer = await ask(app, "POST", "/get-online-features", READ)
-        assert answer[0] == status
-        assert SECRET not in json.dumps(answer[1])
-        assert await ask(app, "GET", "/ready") == (503, {"status": "no online store", "revision": "abc"})
+        detail = "a store is not available" if status == 503 else "internal error"
+        assert answer == (status, {"detail": detail})
+        logged = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert [bool(record.exc_info) for record in logged] == [status == 500]
+        assert await ask(app, "GET", "/ready") == (503, not_ready("no online store"))
 
     run(scenario)
 
