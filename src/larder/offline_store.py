@@ -202,24 +202,25 @@ class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Fea
     ) -> None:
         """Insert pushed rows into the table of the view's batch source; a row that is there already stays as it is.
 
-        Feast has renamed the columns to what the source's `field_mapping` says; all of them are columns of the table.
-        A time without a zone is in UTC.
+        Feast has renamed the columns to what the source's `field_mapping` says. A time without a zone is in UTC.
         """
         source = feature_view.batch_source
         if not isinstance(source, PostgreSQLSource) or not (target := source._postgres_options._table):
             raise TypeError(f"{feature_view.name}: a push to the offline store needs a PostgreSQLSource with a table.")
         column_of = {name: column for column, name in (source.field_mapping or {}).items()}
-        index = (table.schema.pandas_metadata or {}).get("index_columns", [])  # no column where a frame has a range
-        names = [name for name in table.column_names if name not in index]
-        statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
-            sql.SQL(target),  # as Feast reads it: a name with capitals stands in quotes
-            _commas(sql.Identifier(column_of.get(name, name)) for name in names),
-            _commas(sql.Placeholder() * len(names)),
-        )
-        rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+        relation = sql.SQL(target)  # as Feast reads it: a name with capitals stands in quotes
         with _get_conn(config.offline_store) as connection, connection.cursor() as cursor:
             cursor.execute("SET LOCAL TIME ZONE 'UTC'")
-            cursor.executemany(statement, rows)
+            # What is no column is the index of a frame: Feast has compared the rest.
+            known = {name for name, _ in _describe(cursor, sql.SQL("SELECT * FROM {}").format(relation))}
+            columns = {column_of.get(name, name): name for name in table.column_names}
+            columns = {column: name for column, name in columns.items() if column in known}
+            statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
+                relation, _commas(map(sql.Identifier, columns)), _commas(sql.Placeholder() * len(columns))
+            )
+            cursor.executemany(
+                statement, list(zip(*(table[name].to_pylist() for name in columns.values()), strict=True))
+            )
         if progress:
             progress(table.num_rows)
 

@@ -64,6 +64,13 @@ ISO = re.compile(rf"[0-9]{{4}}-?[0-9]{{2}}-?[0-9]{{2}}([Tt ]{CLOCK}(?P<zone>[Zz]
 ISO_KINDS = {True: "ISO 8601 with a zone", False: "ISO 8601 without a zone"}
 TIMES = "ISO 8601, or epoch seconds, milliseconds, microseconds or nanoseconds from 1980 on"
 
+# What a table asks of its rows, and the registry does not know: constraints, narrower types.
+TABLE_REFUSES = (
+    psycopg.IntegrityError,
+    psycopg.errors.NumericValueOutOfRange,
+    psycopg.errors.StringDataRightTruncation,
+    psycopg.errors.ProgramLimitExceeded,
+)
 NO_ENTITY = Value(string_val=DUMMY_ENTITY_VAL)
 
 Columns = dict[str, list[Any]]
@@ -191,7 +198,8 @@ def times(name: str, values: Sequence[Any], *, latest: datetime | None, nullable
             raise refusal(f"{mixed}: a column takes times of one kind")
         time = ORIGIN + timedelta(microseconds=micros)
         if latest and time > latest:
-            ahead = f"{named(name)} of row {row} is {shown(value)}, {instant(micros)}, which is in the future"
+            read = "" if kind in ISO_KINDS.values() else f", {instant(micros)}"
+            ahead = f"{named(name)} of row {row} is {shown(value)}{read}, which is in the future"
             raise refusal(
                 f"{ahead}: it may be at most {max_future()} s ahead of the server's clock"
                 " (feature_server_push_max_future_seconds)"
@@ -463,8 +471,7 @@ class Frame:
             arrays[self.in_table(name)] = pa.array(values)
         try:
             store._get_provider().ingest_df_to_offline_store(self.views[0], pa.table(arrays))
-        except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded) as error:
-            # What the table asks of its rows, and the registry does not know.
+        except TABLE_REFUSES as error:
             said = error.diag
             why = said.constraint_name or (said.column_name and f"{said.column_name}: null") or said.message_primary
             raise refusal(f"the table of {self.what()} does not take these rows: {why}") from None

@@ -1,6 +1,7 @@
 """The feature server around a real store (SQLite), spoken to as a server speaks to it."""
 
 import asyncio
+import importlib
 import json
 import logging
 import socket
@@ -11,12 +12,14 @@ from contextlib import asynccontextmanager
 import pandas as pd
 import psycopg
 import pytest
+import uvicorn
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.errors import FeastInvalidAuthConfigClass
 from feast.types import Float64
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 from sqlalchemy.exc import OperationalError
+from starlette.applications import Starlette
 
 from larder import drain, serve
 
@@ -239,3 +242,44 @@ def test_systemd_is_told_once_the_instance_serves(directory, monkeypatch):
             assert systemd.recv(100) == b"READY=1"
 
         run(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET /ready HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"\x16\x03\x01\x02",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_the_shape_of_every_error(monkeypatch, written):
+    for name, value in {
+        "WORKERS": "1",
+        "ADDRESS": "127.0.0.1",
+        "PORT": "1",
+        "INSTANCE": "1",
+        "CERTIFICATE": "/",
+    }.items():
+        monkeypatch.setenv(f"LARDER_{name}", value)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/")
+    protocol = importlib.import_module("larder.gunicorn").Protocol
+
+    async def main():
+        config = uvicorn.Config(Starlette(), http=protocol, log_config=None)
+        config.load()
+        state = uvicorn.server.ServerState()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(written)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        server.close()
+        return answer
+
+    head, _, body = asyncio.run(main()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n")
+    assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
+    assert json.loads(body) == {"detail": "Invalid HTTP request received."}
