@@ -8,6 +8,7 @@ server's: a 500 that says nothing, with the traceback in the journal.
 import errno
 import json
 import logging
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -72,12 +73,17 @@ async def refuse(_: Request, error: HTTPException) -> Response:
 async def refuse_fields(request: Request, error: RequestValidationError) -> Response:
     """Answer what FastAPI found wrong with a body."""
     content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "application/json":
+    if not is_json(content_type):
         return answer(415, wrong_content_type(content_type))
     errors = error.errors()
     if errors[0]["type"] == "json_invalid":
         return answer(400, f"the body is no JSON: {errors[0]['ctx']['error']}, at character {errors[0]['loc'][-1]}")
     return answer(422, sentence(errors))
+
+
+def is_json(content_type: str) -> bool:
+    """Return whether FastAPI takes a body of this type for JSON."""
+    return re.match(r"application/([^;\s]+\+)?json\s*(;|$)", content_type.strip(), re.IGNORECASE) is not None
 
 
 def wrong_content_type(content_type: str) -> str:

@@ -23,8 +23,8 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pyarrow as pa
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from feast import FeatureStore, ValueType, metrics
 from feast.data_source import DataSource, PushSource
 from feast.errors import FeatureViewNotFoundException, PushSourceNotFoundException
@@ -41,7 +41,7 @@ from feast.type_map import python_values_to_proto_values
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from larder.failures import sentence, shown, wrong_content_type
+from larder.failures import is_json, sentence, shown, wrong_content_type
 
 # What a push with `to` writes, and what Feast's permissions call it.
 TARGETS = {
@@ -49,6 +49,8 @@ TARGETS = {
     "offline": [AuthzedAction.WRITE_OFFLINE],
     "online_and_offline": [AuthzedAction.WRITE_ONLINE, AuthzedAction.WRITE_OFFLINE],
 }
+# Pushes that are worked on at once by one worker: more threads only keep the loop from the interpreter for longer.
+AT_ONCE = 8
 # PostgreSQL's indexes take no keys of more than 2,704 bytes, all columns of a key together.
 LONGEST_KEY = 255
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
@@ -550,26 +552,27 @@ def write_computed(store: FeatureStore, view: OnDemandFeatureView, request: Writ
 
 def add_to(app: FastAPI, store: FeatureStore) -> None:
     """Let these endpoints take the place of Feast's own."""
-    endpoints: dict[str, tuple[type[BaseModel], Callable[[FeatureStore, Any], None]]] = {
-        "/push": (PushFeaturesRequest, push),
-        "/write-to-online-store": (WriteToFeatureStoreRequest, write),
+    endpoints: dict[str, tuple[type[BaseModel], Callable[[FeatureStore, Any], None], bytes]] = {
+        "/push": (PushFeaturesRequest, push, b""),
+        "/write-to-online-store": (WriteToFeatureStoreRequest, write, b"null"),
     }
     app.router.routes[:] = [route for route in app.routes if getattr(route, "path", "") not in endpoints]
+    # Beside the loop: decoding and judging a push is work, and both stores may let it wait.
+    limiter = CapacityLimiter(AT_ONCE)
 
-    def add(path: str, model: type[BaseModel], work: Callable[[FeatureStore, Any], None]) -> None:
+    def add(path: str, model: type[BaseModel], work: Callable[[FeatureStore, Any], None], done: bytes) -> None:
         def answer(written: bytes) -> None:
             work(store, asked(model, written))
 
         async def endpoint(request: Request) -> Response:
             content_type = request.headers.get("content-type", "")
-            if content_type.partition(";")[0].strip().lower() != "application/json":
+            if not is_json(content_type):
                 raise refusal(wrong_content_type(content_type), 415)
             with metrics.track_request_latency(path):
-                # Beside the loop: decoding and judging a push is work, and both stores may let it wait.
-                await run_in_threadpool(answer, await request.body())
-            return Response()
+                await to_thread.run_sync(answer, await request.body(), limiter=limiter)
+            return Response(done, media_type="application/json" if done else None)
 
         app.add_api_route(path, endpoint, methods=["POST"], dependencies=[Depends(inject_user_details)])
 
-    for path, (model, work) in endpoints.items():
-        add(path, model, work)
+    for path, (model, work, done) in endpoints.items():
+        add(path, model, work, done)

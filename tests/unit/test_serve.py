@@ -245,7 +245,7 @@ def test_systemd_is_told_once_the_instance_serves(directory, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "request_line",
+    "written",
     [
         b"nonsense\r\n\r\n",
         b"GET\r\n\r\n",
