@@ -1,6 +1,7 @@
 """A push into both stores, in a real PostgreSQL and a real Redis: the same in both, or refused with nothing written."""
 
 import asyncio
+import getpass
 import json
 import os
 import shutil
@@ -175,8 +176,8 @@ def server(database, redis, tmp_path_factory):
             host=given["host"],
             port=given.get("port", 5432),
             database=given["dbname"],
-            user=given["user"],
-            password=given.get("password", ""),
+            user=given.get("user", getpass.getuser()),
+            password=given.get("password", "none"),
             sslmode=given.get("sslmode", "prefer"),
         )
     )
