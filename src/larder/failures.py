@@ -62,7 +62,10 @@ def answer(status: int, detail: str, headers: Mapping[str, str] | None = None) -
 
 def shown(value: object) -> str:
     """Return a value that a client sent as it may stand in a sentence: as ASCII, and not at length."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
@@ -177,6 +180,6 @@ def detail(body: bytes) -> str:
         said = json.loads(text)
     except ValueError:
         return text
-    if isinstance(said, dict):
+    while isinstance(said, dict):
         said = next((said[key] for key in ("detail", "error", "message") if key in said), "")
     return said if isinstance(said, str) else json.dumps(said)

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -53,6 +54,7 @@ TARGETS = {
 AT_ONCE = 8
 # PostgreSQL's indexes take no keys of more than 2,704 bytes, all columns of a key together.
 LONGEST_KEY = 255
+DEEPEST = 64
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
 # Smaller numbers are no times that anybody pushes, but dates such as 20261125, or counters.
 FIRST_EPOCH = datetime(1980, 1, 1, tzinfo=UTC)
@@ -92,8 +94,7 @@ def decoded(written: bytes) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in found if names.count(name) > 1)
+            twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
             raise refusal(f"the body is ambiguous: {shown(twice)} stands in one object more than once", 400)
         return found
 
@@ -256,8 +257,10 @@ def text(value: Any) -> str:
     return value
 
 
-def sound(value: Any) -> None:
+def sound(value: Any, depth: int = 0) -> None:
     """Refuse a value that holds, however deep, what cannot be stored."""
+    if depth > DEEPEST:
+        raise UnfitError(f"a value that is nested at most {DEEPEST} deep")
     if type(value) is str:
         if "\0" in value:
             raise UnfitError("a string without NUL")
@@ -267,10 +270,10 @@ def sound(value: Any) -> None:
         raise UnfitError("finite numbers")
     elif type(value) is list:
         for item in value:
-            sound(item)
+            sound(item, depth + 1)
     elif type(value) is dict:
         for pair in value.items():
-            sound(list(pair))
+            sound(list(pair), depth + 1)
 
 
 def octets(value: Any) -> bytes:
@@ -459,8 +462,8 @@ class Frame:
         for name in self.columns:
             if name not in types:
                 raise refusal(f"{named(name)} is no column of the table of {self.what()}; there are {', '.join(types)}")
-        for name in types.keys() - {*self.keys, *self.times, *features}:
-            self.others[name] = kind_of(types[name])
+        known = {*self.keys, *self.times, *features}
+        self.others = {name: kind_of(kind) for name, kind in types.items() if name not in known}
 
     def offline(self, store: FeatureStore) -> None:
         """Write the rows to the table of the batch source; a row that is there already stays as it is."""
