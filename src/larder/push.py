@@ -51,7 +51,7 @@ TARGETS = {
     "online_and_offline": [AuthzedAction.WRITE_ONLINE, AuthzedAction.WRITE_OFFLINE],
 }
 # Pushes that are worked on at once by one worker: more threads only keep the loop from the interpreter for longer.
-AT_ONCE = 8
+AT_ONCE = 4
 # PostgreSQL's indexes take no keys of more than 2,704 bytes, all columns of a key together.
 LONGEST_KEY = 255
 DEEPEST = 64
