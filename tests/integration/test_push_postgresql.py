@@ -212,10 +212,10 @@ def test_a_push_is_the_same_in_both_stores_under_either_names(server, names):
 
 
 def test_a_quote_with_epoch_times_is_at_the_same_instant_in_both_stores(server):
-    df = quote("PUSHE", event_timestamp=[1795647157], made=[1795647157], price=[1.5], lots=[None])
+    df = quote("PUSHE", event_timestamp=[1764111157], made=[1764111157], price=[1.5], lots=[None])
     assert server.push(df) == (200, None)
-    assert server.served("prices:price", "PUSHE") == (1.5, "2026-11-25T22:52:37Z")
-    assert server.rows("PUSHE", "ts, made, lots") == [(*[datetime(2026, 11, 25, 22, 52, 37, tzinfo=UTC)] * 2, None)]
+    assert server.served("prices:price", "PUSHE") == (1.5, "2025-11-25T22:52:37Z")
+    assert server.rows("PUSHE", "ts, made, lots") == [(*[datetime(2025, 11, 25, 22, 52, 37, tzinfo=UTC)] * 2, None)]
 
 
 def test_a_push_that_is_repeated_is_there_once(server):

@@ -92,11 +92,11 @@ def test_a_read_server_has_no_right_to_write(server, port):
 
 
 def test_a_quote_with_an_epoch_time_is_at_that_instant_in_both_stores(server):
-    answer = server.push(6576, "EPOCH", 1.5, "online_and_offline", event_timestamp=1795647157, created=1795647157000)
+    answer = server.push(6576, "EPOCH", 1.5, "online_and_offline", event_timestamp=1764111157, created=1764111157000)
     assert answer.status == 200, answer
     quote = server.read(6566, "EPOCH").json["results"][1]
-    assert (quote["values"], quote["event_timestamps"]) == ([1.5], ["2026-11-25T22:52:37Z"])
-    assert server.quotes("EPOCH") == "1795647157.000000"
+    assert (quote["values"], quote["event_timestamps"]) == ([1.5], ["2025-11-25T22:52:37Z"])
+    assert server.quotes("EPOCH") == "1764111157.000000"
 
 
 @pytest.mark.parametrize(
