@@ -36,6 +36,11 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[2]
 PLAYBOOK = ROOT / "ansible/preflight.yml"
 RULES = yaml.safe_load(PLAYBOOK.read_text())[0]["tasks"][0]["preflight"]
+VALUES: dict[str, dict[str, Any]] = {
+    name: rule
+    for path in ROOT.glob("roles/*/meta/values.yml")
+    for name, rule in yaml.safe_load(path.read_text()).items()
+}
 
 specification = importlib.util.spec_from_file_location("preflight", ROOT / "ansible/plugins/action/preflight.py")
 assert specification
@@ -55,8 +60,9 @@ GROUPS = {
     "pipeline": {"pipeline1": {"ansible_host": "pipeline1.example.com"}},
 }
 SECRETS = {
-    variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in rule["purposes"]}
-    for variable, rule in RULES["secrets"].items()
+    variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in rule["secrets"]}
+    for variable, rule in VALUES.items()
+    if "secrets" in rule
 }
 
 
@@ -137,7 +143,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"redis_maxmemory_policy": "lru"},
         "all hosts: redis_maxmemory_policy is 'lru' and must be one of allkeys-lru",
     ),
-    "type": ({"redis_timeout": "soon"}, "all hosts: redis_timeout is 'soon' and must be an integer."),
+    "type": (
+        {"redis_timeout": "soon"},
+        "all hosts: redis_timeout is 'soon' and must be a whole number of seconds, 0 to 86400.",
+    ),
     "boolean": ({"base_firewall_enabled": "maybe"}, "base_firewall_enabled is 'maybe' and must be true or false."),
     "nested typo": (
         {"base_users": [{"nmae": "x"}]},
@@ -195,13 +204,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a certificate for no service": (
         {"certificate_provided": {"haproxy": authority(ca=False)}},
-        "certificate_provided.haproxy is for no service; there are timescaledb, redis, feast, gateway.",
+        "certificate_provided has an entry for no service; there are timescaledb, redis, feast, gateway.",
     ),
-    "port 0": ({"larder_gateway_port": 0}, "all hosts: larder_gateway_port is 0 and must be 1 to 65535."),
-    "port 70000": ({"larder_redis_port": 70000}, "all hosts: larder_redis_port is 70000 and must be 1 to 65535."),
+    "port 0": (
+        {"larder_gateway_port": 0},
+        "all hosts: larder_gateway_port is 0 and must be a whole number, 1 to 65535.",
+    ),
+    "port 70000": (
+        {"larder_redis_port": 70000},
+        "all hosts: larder_redis_port is 70000 and must be a whole number, 1 to 65535.",
+    ),
     "port as a word": (
         {"larder_redis_port": "redis"},
-        "all hosts: larder_redis_port is 'redis' and must be an integer.",
+        "all hosts: larder_redis_port is 'redis' and must be a whole number, 1 to 65535.",
     ),
     "last port": (
         {"larder_feature_server_port": 65535, "larder_feature_server_instances": 2},
@@ -252,7 +267,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "purpose": (
         with_secret("timescaledb_passwords", laod=LONG),
-        "all hosts: timescaledb_passwords.laod is for no purpose of the stack (did you mean load?); there are load,",
+        "all hosts: timescaledb_passwords has an entry for no purpose of the stack (did you mean load?); there are",
     ),
     "secret used twice": (
         with_secret("redis_passwords", serve=LONG, push=LONG),
@@ -260,7 +275,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "token that is a password": (
         with_secret("gateway_tokens", writer=SECRETS["timescaledb_passwords"]["load"]),
-        "all hosts: timescaledb_passwords.load and gateway_tokens.writer are the same secret; each must be one",
+        "all hosts: gateway_tokens.writer and timescaledb_passwords.load are the same secret; each must be one",
     ),
 }
 
@@ -331,7 +346,7 @@ def test_what_only_a_run_knows_and_what_is_not_the_stacks_is_no_fault(
 
 @pytest.mark.parametrize(
     ("maxmemory", "fault"),
-    [("1023mb", False), ("1gb", False), ("1025mb", True), ("2gb", True), ("1100000000", True), ("1g", False)],
+    [("1023mb", False), ("1gb", True), ("1025mb", True), ("2gb", True), ("1100000000", True), ("1g", False)],
 )
 def test_redis_gets_no_more_than_the_host_has(maxmemory: str, fault: bool) -> None:
     host = preflight.Host("cache1", set(), {"redis_maxmemory": maxmemory, "ansible_facts": {"memtotal_mb": 1024}})
@@ -362,7 +377,7 @@ def test_a_release_that_is_not_supported_is_named(facts: dict[str, str], fault: 
 def test_any_text_without_nul_and_newline_is_a_secret(secret: str) -> None:
     values = {**SECRETS, **with_secret("redis_passwords", serve=secret)}
     host = preflight.Host("db1", values.keys(), values)
-    assert [*preflight.secret_faults(host, {"redis": ["db1"]}, RULES["secrets"])] == []
+    assert [*preflight.secret_faults(host, {"redis": ["db1"]}, VALUES)] == []
 
 
 def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,7 +401,7 @@ def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for() -> N
     template = (ROOT / "ansible/templates/vault.yml.j2").read_text()
     written = yaml.safe_load(re.sub(r"\{%.*%\}|\{\{.*?\}\}", "x", template).removeprefix("x\n"))
     purposes = {name: list(values) for name, values in written.items() if isinstance(values, dict)}
-    assert purposes == {name: rule["purposes"] for name, rule in RULES["secrets"].items()}
+    assert purposes == {name: rule["secrets"] for name, rule in VALUES.items() if "secrets" in rule}
     assert list(written["certificate_authorities"][0]) == ["certificate", "private_key"]
 
 
@@ -453,7 +468,7 @@ class TestPlaybook:
         code, output, contacted = run("-i", inventory, *options)
         assert code == 2
         assert "- group pipeline: it has no host in the inventory and needs exactly 1.\n" in output
-        assert "- all hosts: redis_timeout is 'soon' and must be an integer.\n" in output
+        assert "- all hosts: redis_timeout is 'soon' and must be a whole number of seconds, 0 to 86400.\n" in output
         assert not contacted
 
     def test_an_inventory_without_hosts_is_a_fault(self, tmp_path: Path, run: Any) -> None:
@@ -471,10 +486,10 @@ class TestPlaybook:
         assert "TASK [The hosts are right]" not in output
 
     def test_memory_is_asked_of_the_host(self, tmp_path: Path, run: Any) -> None:
-        inventory = write_inventory(tmp_path / "inventory", {"redis_maxmemory": "90000gb"})
+        inventory = write_inventory(tmp_path / "inventory", {"redis_maxmemory": "4000gb"})
         code, output, contacted = run("-i", inventory, "-e", "ansible_connection=local", "-e", "ansible_become=false")
         assert code == 2
-        assert "- cache1: redis_maxmemory is '90000gb' and must be less than the host's memory, " in output
+        assert "- cache1: redis_maxmemory is '4000gb' and must be less than the host's memory, " in output
         assert not contacted
 
     def test_a_wrong_vault_password_ends_the_run_in_one_sentence(self, tmp_path: Path, run: Any) -> None:
