@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import larder_vault
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import larder_vault
 
 RULES = {
     "redis_passwords": {"secrets": ["serve", "push", "admin"]},
@@ -40,7 +41,7 @@ def renewed(text: str, *wanted: str) -> dict[str, Any]:
         if purpose:
             was, becomes = old.pop(purpose), now.pop(purpose)
             current = was[0] if isinstance(was, list) else was
-            if variable in {"gateway_tokens"}:
+            if variable == "gateway_tokens":
                 assert becomes[1] == current
                 becomes = becomes[0]
             assert FRESH.fullmatch(becomes[1])
@@ -51,15 +52,15 @@ def renewed(text: str, *wanted: str) -> dict[str, Any]:
 
 
 FORMS = {
-    "block list": "gateway_tokens:\n  reader:\n    - CURRENT # of today\n    - FORMER # of yesterday\n  writer: x\n# end\n",
+    "block list": "gateway_tokens:\n  reader:\n    - CURRENT # today\n    - FORMER # before\n  writer: x\n# end\n",
     "block list at the name's column": "gateway_tokens:\n  reader:\n  - CURRENT\n  writer: x\n",
     "one in a block list": "gateway_tokens:\n  reader:\n    # why\n    - CURRENT # of today\n  writer: x\n",
     "flow": "{gateway_tokens: {reader: [CURRENT, FORMER], writer: x}, other: {a: b}}\n",
     "JSON": '{"gateway_tokens":{"reader":["CURRENT","FORMER"],"writer":"x"},"other":{"a":"b"}}',
     "flow in lines": "gateway_tokens: {\n  reader: [\n    CURRENT, # of today\n    FORMER],\n  writer: x\n}\n",
-    "anchored": "gateway_tokens:\n  reader: &token CURRENT\n  writer: x\nother: *token\nthird: [*token, {*token : *token}]\n",
+    "anchored": "gateway_tokens:\n  reader: &t CURRENT\n  writer: x\nother: *t\nthird: [*t, {*t : *t}]\n",
     "alias": "other: &token CURRENT\ngateway_tokens:\n  reader: *token\n  writer: x\n",
-    "anchored list": "gateway_tokens:\n  reader: &both\n    - &one CURRENT\n    - FORMER\n  writer: x\nother: [*both, *one]\n",
+    "anchored list": "gateway_tokens:\n  reader: &b\n    - &o CURRENT\n    - FORMER\n  writer: x\nother: [*b, *o]\n",
     "alias of a list": "other: &both [CURRENT, FORMER]\ngateway_tokens:\n  reader: *both\n  writer: x\n",
     "alias of all": "other: &all\n  reader: CURRENT # of today\n  writer: x\ngateway_tokens: *all\n",
     "anchored all": "gateway_tokens: &all\n  reader: CURRENT # of today\n  writer: x\nother: *all\n",
@@ -144,19 +145,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_read_is_refused_without_being_shown(text: str) -> None:
-    for edit in (
-        lambda: larder_vault.renewed(text, RULES, [], NEW),
-        lambda: larder_vault.renewed(text, RULES, [CANARY], NEW),
-        lambda: larder_vault.completed(text, RULES, [], NEW),
-    ):
-        try:
-            edit()
-        except larder_vault.VaultError as error:
-            assert "CANARY" not in str(error)
-            assert "\n" not in str(error)
-            assert len(str(error)) < 300
-    with pytest.raises(larder_vault.VaultError):
-        larder_vault.renewed(text, RULES, [], NEW)
+    for wanted in ([], [CANARY]):
+        with pytest.raises(larder_vault.VaultError) as refusal:
+            larder_vault.renewed(text, RULES, wanted, NEW)
+        assert "CANARY" not in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+        assert len(str(refusal.value)) < 300
 
 
 PARTIAL = {
@@ -278,15 +272,8 @@ def vaults(draw: st.DrawFn) -> str:
     ),
 )
 def test_any_vault_is_renewed(text: str, wanted: list[str]) -> None:
-    try:
-        if any(
-            larder_vault.is_template(node)
-            for node in (larder_vault.Vault(text, RULES).find(n) for n in larder_vault.Vault(text, RULES).known())
-            if node
-        ):
-            return
-    except larder_vault.VaultError as error:
-        raise AssertionError(text) from error
-    renewed(text, *wanted)
-    new = larder_vault.renewed(text, RULES, wanted, NEW)[0]
-    assert new.count("# end") == text.count("# end")
+    vault = larder_vault.Vault(text, RULES)
+    if not any(larder_vault.is_template(node) for node in map(vault.find, vault.known()) if node):
+        renewed(text, *wanted)
+        new = larder_vault.renewed(text, RULES, wanted, NEW)[0]
+        assert new.count("# end") == text.count("# end")

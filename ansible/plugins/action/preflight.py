@@ -149,9 +149,10 @@ def hint(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def show(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 256:
+    try:
+        text = f"'{value}'" if isinstance(value, str) else repr(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
         return "a number of very many digits"
-    text = f"'{value}'" if isinstance(value, str) else repr(value)
     text = text.replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -186,7 +187,7 @@ def shared_faults(hosts: Iterable[Host], shared: Iterable[str]) -> Iterator[str]
         held = defaultdict(list)
         for host in hosts:
             if not isinstance(value := host.get(name), Unevaluated):
-                held[host.secrecy.show(name, str(value))].append(host.name)
+                held[host.secrecy.show(name, larder_values.scalar(value) or value)].append(host.name)
         if len(held) > 1:
             values = " and ".join(f"{value} on {', '.join(names)}" for value, names in held.items())
             yield f"all hosts: {name} is {values}, and must be the same everywhere: set it in group_vars/all"
@@ -236,7 +237,10 @@ def value_faults(host: Host, specs: Specs, rules: Mapping[str, larder_values.Rul
 def type_faults(host: Host, name: str, option: Mapping[str, Any]) -> Iterator[str]:
     """A variable passes Ansible's own check of the role's arguments."""
     value, kind = host.get(name), option.get("type", "str")
-    errors = ArgumentSpecValidator({name: option}).validate({name: value}).error_messages
+    try:
+        errors = ArgumentSpecValidator({name: option}).validate({name: value}).error_messages
+    except (TypeError, ValueError):  # it sorts names, of which one is no text
+        errors = ["a name in it is no text"]
     if errors:
         told = kind in {"dict", "list"} and name not in host.secrecy.names and not host.secrecy.hides(value)
         detail = f" ({'; '.join(errors)})" if told else ""
@@ -250,8 +254,8 @@ def port_faults(host: Host, groups: Groups) -> Iterator[str]:
     for service in services if isinstance(services, list) else ():
         try:
             name = f"larder_{service['service']}_port"
-            port, instances, group = int(service["port"]), int(service.get("instances", 1)), service["group"]
-        except (AttributeError, KeyError, TypeError, ValueError):
+            port, instances, group = int(service["port"]), int(service.get("instances", 1)), str(service["group"])
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             continue  # value_faults says so
         if not 1 <= port <= 65535 or not 0 <= instances <= 64:
             continue  # value_faults says so
@@ -326,7 +330,7 @@ def certificate_faults(host: Host) -> Iterator[str]:
         yield "certificate_provided is no dictionary; it must hold a certificate and its private_key by service"
     for service, entry in provided.items() if isinstance(provided, Mapping) else ():
         if service not in SERVICES:
-            meant = hint(str(service), SERVICES)
+            meant = hint(service, SERVICES) if isinstance(service, str) else ""
             yield f"certificate_provided has an entry for no service{meant}; there are {', '.join(SERVICES)}"
         else:
             yield from pair_faults(f"certificate_provided.{service}", entry)
@@ -350,7 +354,7 @@ def secret_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.
         for other in secrets:
             if other not in purposes:
                 # Not by its name: that may be a secret, where a line was lost.
-                meant = hint(str(other), purposes)
+                meant = hint(other, purposes) if isinstance(other, str) else ""
                 yield f"{variable} has an entry for no purpose of the stack{meant}; there are {', '.join(purposes)}"
         for purpose in purposes:
             name, secret = f"{variable}.{purpose}", secrets.get(purpose)
@@ -369,7 +373,7 @@ def secret_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.
 
 def memory_faults(host: Host, groups: Groups) -> Iterator[str]:
     """The memory that Redis and PostgreSQL are to have is there, on a host whose memory is known."""
-    given, facts, share = host.get("redis_maxmemory"), host.get("ansible_facts"), host.get("timescaledb_memory_mb")
+    given, facts, share = host.get("redis_maxmemory"), host.get("ansible_facts"), count(host, "timescaledb_memory_mb")
     memory = facts.get("memtotal_mb") if isinstance(facts, Mapping) else None
     wanted = None if isinstance(given, Unevaluated) else larder_values.redis_bytes(given)
     if memory is None or wanted is None or host.name not in groups.get("redis", ()):
@@ -377,7 +381,7 @@ def memory_faults(host: Host, groups: Groups) -> Iterator[str]:
     redis = wanted / 2**20
     if redis >= memory:
         yield f"{host.show('redis_maxmemory')} and must be less than the host's memory, {memory} MiB"
-    elif host.name in groups.get("timescaledb", ()) and str(share).isdecimal() and redis + int(share) / 4 > memory:
+    elif host.name in groups.get("timescaledb", ()) and share and redis + share / 4 > memory:
         # A quarter of what PostgreSQL may count on is its own, its shared_buffers; the rest is the page cache's.
         both = f"{host.show('redis_maxmemory')} and {host.show('timescaledb_memory_mb')}"
         yield f"{both}; the first and a quarter of the second must be less than the host's memory, {memory} MiB"
@@ -455,7 +459,7 @@ def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
         held = host.get(name)
         for single in held if isinstance(held, list) else [held]:
             try:
-                address = ip_address(single)
+                address = ip_address(single if isinstance(single, str) else "")
             except ValueError:
                 continue  # a name, all, or one that may be missing; or value_faults says so
             known = {ip_address(each.partition("%")[0]) for each in present}
@@ -466,7 +470,12 @@ def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
 
 def member_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
     """Names that stand for something else are known, and stand once."""
-    known = {*groups, *(host.get("larder_groups") if isinstance(host.get("larder_groups"), list) else ()), "everybody"}
+    ours = host.get("larder_groups")
+    known = {
+        *groups,
+        "everybody",
+        *(group for group in (ours if isinstance(ours, list) else ()) if isinstance(group, str)),
+    }
     services, users = host.get("base_firewall_services"), host.get("base_users")
     services = [each for each in services if isinstance(each, Mapping)] if isinstance(services, list) else []
     for each in services:
@@ -492,9 +501,9 @@ def member_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.
             yield f"timescaledb_roles has {shown}, which is no purpose of the stack; there are {', '.join(purposes)}"
     for client in clients if isinstance(clients, list) else ():
         purpose = client.get("purpose") if isinstance(client, Mapping) else None
-        if isinstance(purpose, str) and isinstance(roles, Mapping) and purpose not in roles:
+        if isinstance(purpose, str) and purpose not in purposes:
             shown = host.secrecy.show("timescaledb_extra_clients", purpose)
-            yield f"timescaledb_extra_clients has the purpose {shown}; there are {', '.join(map(str, roles))}"
+            yield f"timescaledb_extra_clients has the purpose {shown}; there are {', '.join(purposes)}"
 
 
 def release_faults(host: Host, releases: Sequence[str]) -> Iterator[str]:
@@ -524,7 +533,7 @@ def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[st
             *member_faults(host, groups, values),
             *release_faults(host, rules["releases"]),
         ):
-            found[host.secrecy.clean(fault)].append(host.name)
+            found[host.secrecy.clean(" ".join(fault.splitlines()))].append(host.name)
     sets = {frozenset(groups.get(group, ())): f"group {group}" for group in rules["groups"]}
     sets[frozenset(host.name for host in hosts)] = "all hosts"
 

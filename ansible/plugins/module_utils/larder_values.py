@@ -356,7 +356,7 @@ def faults(where: str, value: Any, rule: Rule) -> Iterator[Fault]:
     """Judge a value by its rule."""
     if "form" in rule:
         also = rule.get("also", [])
-        if any(type(value) in {type(right), *type(right).__subclasses__()} and value == right for right in also):
+        if isinstance(value, str) and value in also:
             return
         allowed = FORMS[rule["form"]](
             value, **{name: held for name, held in rule.items() if name not in {"form", "also"}}
