@@ -136,9 +136,11 @@ def test_a_wider_type_is_neither_refused_nor_given_unasked(is_, asked):
     statements, (widening,) = retyped(is_, asked)
     assert statements == []
     assert widening.as_dict() == {"column": "market_data.bars.close", "from": is_, "to": asked}
-    assert widening.statements == [
+    assert widening.statements[0] == (
         f'ALTER TABLE "market_data"."bars" ALTER COLUMN "close" TYPE {asked} USING "close"::{asked}'
-    ]
+    )
+    refuses_bytes = [s for s in widening.statements[1:] if 'ADD CONSTRAINT "close_is_no_bigint" CHECK' in s]
+    assert len(refuses_bytes) == (is_ == "bigint") == len(widening.statements) - 1
 
 
 @pytest.mark.parametrize("is_", ["smallint", "integer", "bigint", "real", "double precision", "numeric", "text"])

@@ -29,6 +29,7 @@ description:
   - What would lose data, or leave old data as it was, is refused unless O(allow_lossy) names it.
   - A column that is declared wider than it is keeps every value, but its table is rewritten under a lock, and whoever
     writes rows in a binary format must know of it. So that is left to a call of its own, which names it as O(widen).
+    What was a C(bigint) then has a constraint that refuses a bigint's bytes.
   - Indexes that are not declared, and rights of roles that O(roles) does not name, are left alone.
 author: The Larder authors
 options:
@@ -501,6 +502,12 @@ def plan_table(
                 widenings.append(Widening(f"{name}.{column}", is_.type, asked_.type, retyping))
             if retyping is not statements or allow(column, f"{change}: values would be converted."):
                 retyping.append(f"{alter} TYPE {asked_.type} USING {identifier(column)}::{asked_.type}")
+            if (is_.type, asked_.type) == ("bigint", "double precision"):
+                # A former release that is brought back writes a bigint's bytes: as a double, less than anything real.
+                retyping.append(
+                    f"ALTER TABLE {target} ADD CONSTRAINT {identifier(f'{column}_is_no_bigint')} "
+                    f"CHECK ({identifier(column)} = 0 OR abs({identifier(column)}) > 1e-300)"
+                )
         if is_.default != asked_.default:
             retyping.append(
                 f"{alter} DROP DEFAULT" if asked_.default is None else f"{alter} SET DEFAULT {declared['default']}"
