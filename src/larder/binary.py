@@ -10,7 +10,7 @@ import pyarrow as pa
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
 EPOCH = 946_684_800_000_000  # PostgreSQL counts microseconds from 2000 on
-NUMBERS = {"double": "double precision", "int64": "bigint", "int32": "integer"}
+NUMBERS = {"double": "double precision", "float": "real", "int64": "bigint", "int32": "integer", "int16": "smallint"}
 ROWS_AT_ONCE = 1 << 14  # what fits into a processor's cache is written twice as fast
 
 

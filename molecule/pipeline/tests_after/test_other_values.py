@@ -24,7 +24,7 @@ def test_unit_follows_the_variables(host: Host) -> None:
 
 
 def test_indicators_are_of_adjusted_prices(inventory: Any, host: Host) -> None:
-    """Ten for one after the third of seven bars. A command by hand computes as the unit does: nothing is due after it."""
+    """Ten for one after the third of seven bars. A command by hand computes as the unit does: nothing is due."""
     rows = [
         f"2026-01-{day:02},{c},{c * 1.1},{c * 0.9},{c},100,{v}"
         for day, c, v in [(n + 5, 1000 if n < 3 else 100, n * 0.25) for n in range(7)]
