@@ -25,7 +25,7 @@ BARS_IN_MEMORY = 1 << 19  # of one file; where it has more, they wait in a tempo
 STAGE = """
 CREATE TEMP TABLE staged_bars (
     symbol text, event_timestamp timestamptz, open float8, high float8, low float8, close float8, adjusted_close float8,
-    volume bigint, seconds int, line bigint GENERATED ALWAYS AS IDENTITY
+    volume float8, seconds int, line bigint GENERATED ALWAYS AS IDENTITY
 ) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE staged_rejects (
     symbol text, event_timestamp timestamptz, reason text, bar text
@@ -141,7 +141,7 @@ def _load_file(connection: psycopg.Connection, path: Path, *, once: bool) -> Loa
         rows = 0
         with tqdm(desc=path.name, unit=" bars", unit_scale=True, disable=None, leave=False) as progress:
             for batch in bars.read(path, np.datetime64(today)):
-                held.append(batch.good)
+                held.append(batch.good.set_column(7, "volume", batch.good["volume"].cast(pa.float64())))
                 rows += batch.good.num_rows
                 if rows > BARS_IN_MEMORY:
                     _stage(connection, held)

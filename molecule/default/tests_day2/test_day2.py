@@ -63,6 +63,42 @@ def test_check_and_diff_show_the_change_and_no_secret(site: Any, starts: Any, in
     assert starts() == before
 
 
+def test_columns_of_a_former_release_are_widened_once_the_pipeline_has_the_code(
+    site: Any, inventory: Any, watched: Any
+) -> None:
+    tables = ("features.ohlcv_features", "market_data.ohlcv_daily", "market_data.quotes")
+
+    def ask(sql: str) -> list[str]:
+        psql = "runuser -u postgres -- psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 feast"
+        return inventory.host("database1").check_output(f"{psql} --command=%s", sql).splitlines()
+
+    def types() -> list[str]:
+        return ask(
+            "SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attname = 'volume' AND attnum > 0"
+            f" AND attrelid::regclass::text IN {tables} ORDER BY attrelid::regclass::text"
+        )
+
+    volumes = "SELECT symbol, event_timestamp, volume::bigint FROM market_data.ohlcv_daily ORDER BY 1, 2"
+    for table in tables:
+        ask(f"ALTER TABLE {table} ALTER COLUMN volume TYPE bigint")
+    before = ask(volumes)
+    with watched() as client:
+        layer = site("--tags", "timescaledb")
+        assert layer.code == 0, layer.output
+        assert "market_data.ohlcv_daily.volume" in sentence(layer)
+        assert "not yet of the type that tables.yml declares" in sentence(layer)
+        assert types() == ["bigint"] * 3
+        shown = site("--check", "--diff")
+        run = site()
+    for output in (shown.output, run.output):
+        for table in tables:
+            assert f"(item={table}.volume: bigint to double precision)" in output
+    assert shown.code == run.code == 0, run.output
+    assert types() == ["double precision"] * 3
+    assert ask(volumes) == before
+    assert client.failures == []
+
+
 def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any) -> None:
     before = starts()
     run = site("--limit", "cache1", "--tags", "redis", variables={"redis_maxmemory": "100mb"})
