@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Variables that choose Ansible's behaviour, colours, or the language and encoding of a program's words.
-CHOICES = re.compile(r"ANSIBLE_.*|LC_.*|LANG|LANGUAGE|PYTHONIOENCODING|PYTHONUTF8|COLUMNS|LINES|.*COLORS?|.*COLOR_.*")
+# Variables that choose Ansible's behaviour and colours, or the language and encoding of a program's words.
+CHOICES = re.compile(r"ANSIBLE_.*|LC_.*|LANG|LANGUAGE|PYTHONIOENCODING|PYTHONUTF8")
 RECAP = re.compile(r"^(\S+) +: ok=\d+ +changed=(\d+) ", re.MULTILINE)
 
 

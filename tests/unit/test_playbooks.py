@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,13 @@ def test_a_locale_that_works_stays() -> None:
         check=True,
     )
     assert done.stdout == "None C.UTF-8\n"
+
+
+def test_whoever_starts_ansible_does_so_in_this_environment() -> None:
+    """Molecule forces colours on, and a test that takes its environment as it is reads them in what Ansible says."""
+    sources = [path for folder in ("molecule", "tests", "bench") for path in playbooks.ROOT.glob(f"{folder}/**/*.py")]
+    start = re.compile(r'"ansible-(playbook|vault|inventory)"')
+    starting = {str(path.relative_to(playbooks.ROOT)) for path in sources if start.search(path.read_text())}
+    starting.remove("tests/shared/playbooks.py")
+    assert {name for name in starting if "playbooks." not in (playbooks.ROOT / name).read_text()} == set()
+    assert "molecule/rotation/tests/conftest.py" in starting
