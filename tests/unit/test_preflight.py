@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 import yaml
 from ansible.inventory.manager import InventoryManager
@@ -644,7 +645,7 @@ class TestPlaybook:
         ssh = tmp_path / "ssh"
         ssh.write_text(f"#!/bin/sh\ntouch {tmp_path}/contacted\nexit 255\n")
         ssh.chmod(0o755)
-        environment = {**os.environ, "ANSIBLE_SSH_EXECUTABLE": str(ssh), "ANSIBLE_NOCOLOR": "1"}
+        environment = playbooks.environment(ANSIBLE_SSH_EXECUTABLE=str(ssh))
 
         def run(*arguments: str | Path) -> tuple[int, str, bool]:
             command = [Path(sys.executable).with_name("ansible-playbook"), PLAYBOOK, *arguments]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 import yaml
 from cryptography import x509
@@ -53,7 +53,7 @@ def command(name: str, vault: Path, *arguments: str | Path) -> subprocess.Comple
     return subprocess.run(
         [Path(sys.executable).with_name(name), *arguments],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_VAULT_PASSWORD_FILE": str(password)},
+        env=playbooks.environment(ANSIBLE_VAULT_PASSWORD_FILE=str(password)),
         text=True,
         capture_output=True,
         check=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
@@ -10,6 +9,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -217,7 +217,7 @@ def test_wrong_vault_password_ends_before_any_host_is_touched(site: Any, invento
 
     own = -logins() + logins()  # each question is a login too
     before = logins()
-    run = site(env=os.environ | {"ANSIBLE_VAULT_PASSWORD_FILE": str(wrong)})
+    run = site(env=playbooks.environment(ANSIBLE_VAULT_PASSWORD_FILE=str(wrong)))
     assert run.code != 0
     assert "Decryption failed" in run.output
     assert logins() - before == own
