@@ -1,23 +1,19 @@
-"""Files of bars: which columns, which bars, which reasons."""
+"""Bars of a file: which are taken, which are rejected and why, and when a file is refused for them."""
 
-import gzip
+from datetime import date
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from larder.bars import read
+from larder.bars import Options, inspect, read
 from larder.errors import RefusedFileError
 
-TODAY = np.datetime64("2026-01-31")
+TODAY = date(2026, 1, 31)
 HEADER = "Date,Open,High,Low,Close,Volume\n"
 
 
-def bars_of(path):
+def bars_of(path, max_rejected=1.0):
     """(good, rejected) as lists of dicts."""
-    batches = list(read(path, TODAY))
+    batches = list(read(path, Options(last_day=TODAY, max_rejected=max_rejected)))
     return [row for b in batches for row in b.good.to_pylist()], [
         row for b in batches for row in b.rejected.to_pylist()
     ]
@@ -62,39 +58,19 @@ def test_symbol_and_adjusted_close_come_from_their_columns(csv):
 
 
 @pytest.mark.parametrize(
-    ("text", "day"),
-    [
-        ("2026-01-05", "2026-01-05"),
-        ("2026-01-05 00:00:00", "2026-01-05"),
-        ("2026-01-05T00:00:00Z", "2026-01-05"),
-        ("2026-01-05 00:00:00-05:00", "2026-01-05"),
-        ("20260105", "2026-01-05"),
-        ("2026/1/5", "2026-01-05"),
-        ("1/25/2026", "2026-01-25"),
-        ("25.01.2026", "2026-01-25"),
-        ("1767571200", "2026-01-05"),
-        ("1767571200000", "2026-01-05"),
-    ],
-)
-def test_dates_are_read_as_they_are_usually_written(csv, text, day):
-    good, rejected = bars_of(csv(HEADER + f"{text},1,3,1,2,9\n"))
-    assert not rejected
-    assert str(good[0]["event_timestamp"]) == day
-
-
-def test_a_date_of_two_readings_is_refused(csv):
-    with pytest.raises(RefusedFileError, match="month/day and as day/month"):
-        bars_of(csv(HEADER + "1/4/2025,1,3,1,2,9\n1/5/2025,1,3,1,2,9\n"))
-
-
-@pytest.mark.parametrize(
     ("line", "reason"),
     [
         ("2026-01-06,1,1,3,2,9", "high is below low"),
-        ("2026-01-06,-1,3,1,2,9", "open is negative"),
+        ("2026-01-06,-1,3,1,2,9", "open is not positive"),
+        ("2026-01-06,0,0,0,0,0", "open is not positive"),
+        ("2026-01-06,1,3,1,30,9", "close is outside low and high"),
+        ("2026-01-06,0.5,3,1,2,9", "open is outside low and high"),
+        ("0001-01-01,1,3,1,2,9", "the date is before 1900-01-01"),
+        ("9999-12-31,1,3,1,2,9", "the date is in the future"),
+        ("2026-01-06,1,3,1,2,many", "volume is not a number"),
         ("2026-01-06,1,3,1,2,-9", "volume is negative"),
-        ("2026-01-06,1,3,1,,9", "close is not a number"),
-        ("2026-01-06,1,3,nan,2,9", "low is not a number"),
+        ("2026-01-06,1,3,1,,9", "close is missing"),
+        ("2026-01-06,1,3,nan,2,9", "low is missing"),
         ("2026-01-06,1,inf,1,2,9", "high is not a number"),
         ("2026-01-06,abc,3,1,2,9", "open is not a number"),
         ("2026-02-01,1,3,1,2,9", "the date is in the future"),
@@ -120,60 +96,66 @@ def test_a_bar_of_today_is_good(csv):
     assert bars_of(csv(HEADER + "2026-01-31,1,3,1,2,9\n"))[0]
 
 
-def test_a_volume_with_a_fraction_is_rounded(csv):
-    assert bars_of(csv(HEADER + "2026-01-05,1,3,1,2,2012.6\n"))[0][0]["volume"] == 2013
+@pytest.mark.parametrize("close", [2.00015, 1.99985, 0.99995])
+def test_a_close_that_is_outside_by_rounding_alone_is_taken(csv, close):
+    low, high = (1, 2) if close > 1.5 else (1, 3)
+    good, rejected = bars_of(csv(HEADER + f"2026-01-05,1.5,{high},{low},{close},9\n"))
+    assert (len(good), len(rejected)) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("Date,Open,High,Low,Volume\n2026-01-05,1,3,1,9\n", "no column for close"),
-        ("Date,Open,High,Low,Close,close,Volume\n2026-01-05,1,3,1,2,2,9\n", "close stands in several columns"),
-        ("", "no column for date"),
-        (HEADER + "yesterday,1,3,1,2,9\n", "is a date"),
-        (b"PK\x03\x04\xff\xfe", "cannot be read"),
-    ],
-)
-def test_a_file_that_cannot_be_understood_is_refused_in_one_sentence(csv, text, says):
-    with pytest.raises(RefusedFileError, match=says) as caught:
-        bars_of(csv(text))
-    assert "GOOG.US.csv" in caught.value.message
-    assert "\n" not in caught.value.message
+def test_one_bad_bar_alone_refuses_no_file_and_too_many_do(csv):
+    def lines(good, bad):
+        days = [f"2025-{m:02}-{d:02}" for m in range(1, 13) for d in range(1, 28)]
+        return HEADER + "".join(
+            f"{day},1,{3 if n < good else 0.5},1,2,9\n" for n, day in zip(range(good + bad), days, strict=False)
+        )
+
+    assert len(bars_of(csv(lines(1, 1)), 0.05)[0]) == 1
+    assert len(bars_of(csv(lines(95, 5)), 0.05)[0]) == 95
+    with pytest.raises(RefusedFileError, match="6 of its 100 bars cannot be taken") as caught:
+        bars_of(csv(lines(94, 6)), 0.05)
+    assert "high is below low" in caught.value.message
+    with pytest.raises(RefusedFileError, match="none of its 1 bars"):
+        bars_of(csv(lines(0, 1)), 1.0)
 
 
-def test_a_file_of_another_kind_is_refused(csv):
-    with pytest.raises(RefusedFileError, match=r"must end in one of \.csv"):
-        bars_of(csv("x", "bars.xlsx"))
-
-
-def test_gzip(csv):
-    assert (
-        bars_of(csv(gzip.compress((HEADER + "2026-01-05,1,3,1,2,9\n").encode()), "SPX.csv.gz"))[0][0]["symbol"] == "SPX"
+@pytest.mark.parametrize("first_is_bad", [False, True])
+def test_the_first_good_bar_of_a_day_stays_and_another_one_is_rejected(csv, first_is_bad):
+    first = f"2026-01-05,1,{0.5 if first_is_bad else 3},1,2,9\n"
+    good, rejected = bars_of(
+        csv(HEADER + first + "2026-01-05,1,3,1,2.5,9\n2026-01-05,1,3,1,2.5,9\n2026-01-06,1,3,1,2,9\n")
     )
+    assert [bar["close"] for bar in good] == [2.5 if first_is_bad else 2, 2]
+    assert len(rejected) == (1 if first_is_bad else 2)
 
 
-@pytest.mark.parametrize("zone", [None, "America/New_York", "Asia/Tokyo"])
-def test_parquet_with_the_index_that_pandas_writes(tmp_path, zone):
-    index = pd.DatetimeIndex(["2026-01-05", "2026-01-06"], tz=zone, name="Date")
-    frame = pd.DataFrame({"Open": [1, 1.5], "High": [3, 3], "Low": [1, 1], "Close": [2, 2], "Volume": [9, 9]}, index)
-    frame.to_parquet(tmp_path / "EURUSD.parquet")
-    good, rejected = bars_of(tmp_path / "EURUSD.parquet")
-    assert not rejected
-    assert [str(bar["event_timestamp"]) for bar in good] == ["2026-01-05", "2026-01-06"]
+def test_a_bar_that_is_twice_the_same_is_taken_once_without_a_word(csv):
+    good, rejected = bars_of(csv(HEADER + "2026-01-05,1,3,1,2,9\n" * 3))
+    assert (len(good), rejected) == (1, [])
 
 
-def test_parquet_of_other_types(tmp_path):
-    from decimal import Decimal
+def test_inspection_tells_what_a_load_would_do(csv):
+    path = csv(HEADER + "2026-01-05,1,3,1,2,9\n2026-01-06,1,0.5,1,2,9\n2026-01-07,1,3,1,2,9\n")
+    told = inspect(path, Options(last_day=TODAY))
+    assert (told.bars, told.rejected, told.refusal) == (2, 1, None)
+    assert (told.symbols, str(told.first_day), str(told.last_day)) == (["GOOG.US"], "2026-01-05", "2026-01-07")
+    assert told.weekdays == {"Monday": 1, "Wednesday": 1}
+    assert told.reasons == {"high is below low": 1}
+    assert told.examples[0]["bar"] == "date=2026-01-06 open=1 high=0.5 low=1 close=2 volume=9"
+    assert told.head[0]["close"] == 2
+    assert (told.format, told.encoding, told.delimiter, told.decimal) == ("generic", "utf-8", ",", ".")
 
-    columns = {name: pa.array([Decimal("1.25")]) for name in ("open", "high", "low", "close")}
-    table = pa.table({"date": pa.array([20260105]), **columns, "volume": pa.array(["7"]), "symbol": pa.array(["A"])})
-    pq.write_table(table, tmp_path / "x.parquet")
-    good, _ = bars_of(tmp_path / "x.parquet")
-    assert (good[0]["symbol"], good[0]["close"], good[0]["volume"]) == ("A", 1.25, 7)
+
+@pytest.mark.parametrize("text", ["x\n", HEADER + "2026-01-05,1,0.5,1,2,9\n", "Date,Open\n1,2\n"])
+def test_a_refusal_is_the_same_text_by_load_and_inspect(csv, text):
+    path = csv(text)
+    with pytest.raises(RefusedFileError) as caught:
+        list(read(path))
+    assert inspect(path).refusal == caught.value.message
 
 
 def test_a_large_file_comes_in_batches(csv):
     lines = "".join(f"2026-01-05,1,3,1,2,9,S{i}\n" for i in range(600_000))
-    batches = list(read(csv("Date,Open,High,Low,Close,Volume,Symbol\n" + lines), TODAY))
+    batches = list(read(csv("Date,Open,High,Low,Close,Volume,Symbol\n" + lines), Options(last_day=TODAY)))
     assert len(batches) > 1
     assert sum(b.good.num_rows for b in batches) == 600_000

@@ -589,7 +589,7 @@ def test_a_reply_that_is_an_error_spoils_no_later_read(server, redis):
     key = serialize_entity_key(EntityKey(join_keys=["symbol"], entity_values=[Value(string_val="bad")]), 3) + b"trading"
     redis.set(key, "not a hash")
     body = {"features": ["prices:close"], "entities": {"symbol": ["A", "bad", "B"]}}
-    assert server.read(body)[0] == server.ask(server.stock, "POST", online.PATH, body)[0] == 503
+    assert server.read(body)[0] == server.ask(server.stock, "POST", online.PATH, body)[0] == 500
     redis.delete(key)
     for symbol in SYMBOLS:
         server.same({"features": ["prices:close"], "entities": {"symbol": [symbol]}})

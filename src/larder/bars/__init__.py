@@ -30,7 +30,7 @@ def read(path: Path, options: Options | None = None) -> Iterator[Batch]:
 
 
 def inspect(path: Path, options: Options | None = None) -> Inspection:
-    """What a load of the file would do. Raises ConfigError for options that cannot be, never for what the file holds."""
+    """What a load of the file would do. ConfigError for options that cannot be, no error for what the file holds."""
     told = Inspection(str(path))
     try:
         with _refusal(path):

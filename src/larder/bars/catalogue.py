@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -58,6 +58,7 @@ class Format:
     volume_factor: float = 1.0
     volume_unit: str | None = None
     resample: bool = False
+    own: bool = False  # a user's, not the catalogue's
 
     @property
     def recognises(self) -> bool:
@@ -70,7 +71,8 @@ class Format:
         said = {
             f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(default, f.name)
         }
-        said.pop("files", None)
+        for key in ("files", "own", "title"):
+            said.pop(key, None)
         return replace(other, **said | {"name": f"{other.name}, {self.name}"})
 
 
@@ -89,6 +91,7 @@ class Catalogue:
         raise ConfigError(f"--format is {name!r}; it may be {', '.join(entry.name for entry in self.formats)}.")
 
 
+@lru_cache(maxsize=1 << 14)
 def plain(text: str) -> str:
     """A column's name without case, accents, blanks and punctuation: "Adj Close" → adjclose."""
     folded = unicodedata.normalize("NFKD", text.replace("ł", "l").replace("Ł", "l").casefold())
@@ -98,7 +101,7 @@ def plain(text: str) -> str:
 def load(own: Iterable[Mapping[str, Any]] = ()) -> Catalogue:
     """The built-in catalogue after a user's own entries. Raises ConfigError for an entry that cannot be used."""
     builtin, names, months = _builtin()
-    entries = [entry(value, n) for n, value in enumerate(own, 1)]
+    entries = [replace(entry(value, n), own=True) for n, value in enumerate(own, 1)]
     twice = {e.name for e in entries} & {e.name for e in builtin} | {
         e.name for e in entries if sum(other.name == e.name for other in entries) > 1
     }
@@ -119,7 +122,7 @@ def _builtin() -> tuple[tuple[Format, ...], Mapping[str, tuple[str, ...]], Mappi
 
 def entry(value: Any, number: int) -> Format:
     """An entry as a Format; ConfigError says which key holds what, and what it may hold."""
-    known = {f.name: f for f in fields(Format)}
+    known = {f.name for f in fields(Format)} - {"own"}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str) or not value["name"].strip():
         raise ConfigError(f"Entry {number} of the formats is {value!r}; it has to be a mapping with a name.")
     label = f"The format {value['name']!r}"
@@ -127,7 +130,7 @@ def entry(value: Any, number: int) -> Format:
     def wrong(key: str, allowed: str) -> ConfigError:
         return ConfigError(f"{label}: {key} is {value[key]!r}; it may be {allowed}.")
 
-    if unknown := sorted(set(map(str, value)) - known.keys()):
+    if unknown := sorted(set(map(str, value)) - known):
         raise ConfigError(f"{label} has the unknown key {unknown[0]!r}; there are {', '.join(sorted(known))}.")
     made: dict[str, Any] = dict(value)
     for key in value:
@@ -225,7 +228,3 @@ def table() -> str:
         )
         lines.append(f"| `{one.name}` | {one.title} | {by} | {symbol} | {days} | {one.volume_unit or ''} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table())

@@ -99,9 +99,9 @@ def _is_text(column: pa.Array) -> bool:
 
 
 def _bare(column: pa.Array) -> pa.Array:
-    """Text without blanks around it, currency signs and units."""
-    text = pc.utf8_trim_whitespace(column)
-    return pc.replace_substring_regex(text, r"^([+-]?)\p{Sc}\s*|\s*(?:\p{Sc}|[KMBTkmbt])$", r"\1")
+    """Text without blanks, apostrophes, currency signs and units."""
+    text = pc.replace_substring_regex(pc.utf8_trim_whitespace(column), rf"[{SPACES}]", "")
+    return pc.replace_substring_regex(text, r"^([+-]?)\p{Sc}|(?:\p{Sc}|[KMBTkmbt])$", r"\1")
 
 
 def _castable(text: pa.Array) -> bool:

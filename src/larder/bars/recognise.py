@@ -22,6 +22,39 @@ REQUIRED = ("date", "open", "high", "low", "close")
 DAYS = ("date", "day", "tradedate", "tradingday", "dtyyyymmdd", "datum", "data", "fecha", "日付", "日期")
 IS_NUMBER = re.compile(r"[+-]?[\d.,' ]*\d[\d.,' ]*(?:[eE][+-]?\d+)?")
 DAILY = frozenset({"daily", "d1", "1d", "1_d", "d", "1440", "1day", "86400"})
+# Names that a program or a person gives to any file: no symbols.
+NO_SYMBOLS = frozenset(
+    {
+        *(
+            "",
+            "data",
+            "daten",
+            "download",
+            "downloads",
+            "export",
+            "exports",
+            "history",
+            "historicaldata",
+            "historicalquotes",
+        ),
+        *(
+            "prices",
+            "quotes",
+            "bars",
+            "ohlc",
+            "ohlcv",
+            "table",
+            "tabelle",
+            "sheet",
+            "sheet1",
+            "book1",
+            "mappe1",
+            "untitled",
+        ),
+        *("unnamed", "new", "test", "output", "file", "csv", "stocks", "stockdata", "stock", "daily", "chart", "part0"),
+    }
+)
+IS_DATE = re.compile(r"(?:19|20)\d{2}([-_.]?)\d{2}(?:\1\d{2})?|part-\d+.*")
 
 
 @dataclass(frozen=True)
@@ -123,11 +156,6 @@ def _likely(line: str) -> str:
     return max(DELIMITERS, key=line.count)
 
 
-def _width(lines: Sequence[str], after: int, delimiter: str) -> list[list[str]]:
-    """The rows that follow a line, some of them."""
-    return [_split(line, delimiter) for line in lines[after : after + 50] if line.strip()]
-
-
 def _header(
     lines: Sequence[str],
     rows: Sequence[tuple[int, str]],
@@ -135,30 +163,19 @@ def _header(
     catalogue: Catalogue,
     options: Options,
 ) -> Layout | None:
-    found: Layout | None = None
     for number, line in rows:
         for delimiter in sorted(DELIMITERS, key=line.count, reverse=True):
             if delimiter not in line:
                 continue
             cells = _split(line, delimiter)
+            below = [_split(other, delimiter) for other in lines[number + 1 : number + 50] if other.strip()]
+            if below and all(len(row) == len(cells) + 1 for row in below):
+                # Each line ends in a delimiter; or R wrote the names of rows, without a name for their column.
+                cells = [*cells, ""] if not any(row[-1].strip() for row in below) else ["", *cells]
             layout = _of_header(cells, formats, catalogue, options)
-            if layout and (layout.format.delimiter or delimiter) == delimiter:
-                found = replace(layout, delimiter=delimiter, skip=number + 1)
-                break
-        if found:
-            break
-    if not found or not found.delimiter:
-        return None
-    # A line may end in a delimiter; R writes the names of rows without a name for their column.
-    widths = [len(row) for row in _width(lines, found.skip, found.delimiter)]
-    data = _width(lines, found.skip, found.delimiter)
-    if widths and all(width == found.width + 1 for width in widths):
-        if all(not row[-1].strip() for row in data):
-            return replace(found, width=found.width + 1, header=(*found.header, ""))
-        layout = _of_header(["", *found.header], formats, catalogue, options)
-        if layout and "date" in layout.columns and layout.columns["date"] == (0,):
-            return replace(layout, delimiter=found.delimiter, skip=found.skip)
-    return found
+            if layout and layout.format.delimiter in (None, delimiter):
+                return replace(layout, delimiter=delimiter, skip=number + 1)
+    return None
 
 
 def _of_header(
@@ -170,23 +187,22 @@ def _of_header(
     wide = _wide_names(cells, formats)
     if wide:
         return wide
+    best: Layout | None = None
     for entry in formats:
+        # Of the entries that fit, the one that names most columns counts; a user's own goes before the catalogue's.
         if entry.fields or entry.wide:
             continue
-        symbol = None
-        if entry.header:
-            matched = _matches(entry.header, cells, names)
-            if matched is None:
-                continue
-            symbol = matched
-        columns = _columns(entry, cells, names, symbol, catalogue, options)
+        if best and (best.format.own > entry.own or len(best.format.header) >= len(entry.header)):
+            continue
+        symbol = _matches(entry.header, cells, names)
+        columns = None if symbol is None else _columns(entry, cells, names, symbol, catalogue, options)
         if columns is None:
             continue
         why = (
             f"its columns are those of {entry.title or entry.name}" if entry.header else "its columns have usual names"
         )
-        return Layout(entry, why, width=len(cells), header=tuple(cells), columns=columns, symbol=symbol or None)
-    return None
+        best = Layout(entry, why, width=len(cells), header=tuple(cells), columns=columns, symbol=symbol or None)
+    return best
 
 
 def _matches(header: Sequence[str], cells: Sequence[str], names: Sequence[str]) -> str | None:
@@ -220,7 +236,7 @@ def _columns(
     entry: Format,
     cells: Sequence[str],
     names: Sequence[str],
-    symbol: str | None,
+    symbol: str,
     catalogue: Catalogue,
     options: Options,
 ) -> dict[str, tuple[int, ...]] | None:
@@ -237,7 +253,7 @@ def _columns(
         if name == "time" and name not in entry.columns:
             continue
         if name in entry.columns:
-            places = [n for want in entry.columns[name] for n in _places(want, cells, names, symbol or "")]
+            places = [n for want in entry.columns[name] for n in _places(want, cells, names, symbol)]
         else:
             spelled = [[n for n, each in enumerate(names) if each == s] for s in catalogue.names[name]]
             places = next((p for p in spelled if p), [])
@@ -422,11 +438,12 @@ def _no_columns(rows: Sequence[Sequence[str]], catalogue: Catalogue, options: Op
 
 
 def _with_symbol(layout: Layout, sheet: Sheet) -> Layout:
-    """What the file's name says: the symbol, unless a column has it, and perhaps the timeframe."""
+    """What the file's name says: the symbol, unless a column has it or the name is none, and perhaps the timeframe."""
     name = stem(sheet.name)
-    found = (
-        re.fullmatch(layout.format.symbol.removeprefix("^").removesuffix("$"), name) if layout.format.symbol else None
-    )
+    found = re.fullmatch(layout.format.symbol or r"(?P<symbol>.+)", name, re.DOTALL)
     groups = found.groupdict() if found else {}
     timeframe = (groups.get("timeframe") or "").strip("_").split("_20")[0] or None
-    return replace(layout, symbol=layout.symbol or unquote(groups.get("symbol") or name), timeframe=timeframe)
+    symbol = groups.get("symbol") or ""
+    if plain(symbol) in NO_SYMBOLS or IS_DATE.fullmatch(symbol):
+        symbol = ""
+    return replace(layout, symbol=layout.symbol or unquote(symbol) or None, timeframe=timeframe)

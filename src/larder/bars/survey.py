@@ -21,7 +21,7 @@ from larder.bars import dates, numbers, sheets
 from larder.bars.catalogue import Catalogue, Format
 from larder.bars.model import NUMBERS, Inspection, Options
 from larder.bars.recognise import DAILY, Layout, recognise
-from larder.bars.source import Sheet, Source, open_source
+from larder.bars.source import Sheet, Source, open_source, stem
 from larder.errors import RefusedFileError
 
 NAME = r"^[^\s[:cntrl:]]{1,64}$"
@@ -40,6 +40,8 @@ ZONES = (
     *("Europe/Athens", "Europe/Moscow", "Asia/Dubai", "Asia/Kolkata", "Asia/Singapore", "Asia/Tokyo"),
     *("Australia/Sydney", "Pacific/Auckland"),
 )
+# What browsers and copying programs call a file that is not whole.
+UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".swp", "~")
 NO_KEY = -1
 FIRST_OF_INT32 = 1 << 31
 Keys = npt.NDArray[np.int64]
@@ -130,6 +132,8 @@ def _accept(path: Path) -> None:
     if any("\ud800" <= c <= "\udfff" for c in str(path)):
         raise RefusedFileError("its name is not UTF-8: rename it.")
     path.stat()  # says why it cannot be looked at
+    if path.name.lower().endswith(UNFINISHED):
+        raise RefusedFileError("by its name it is not whole yet; it is loaded under its final name.")
     if not path.is_file():
         raise RefusedFileError("it is no file.")
 
@@ -157,9 +161,12 @@ def _part(sheet: Sheet, found: Survey) -> Part:
     )
     partition = next((partitions[key] for key in ("symbol", "ticker", "instrument", "code") if key in partitions), None)
     columns = {name: places for name, places in layout.columns.items() if name != "symbol" or not said.symbol}
-    if partition and sheet.parquet:
-        layout = replace(layout, symbol=partition)
-    layout = replace(layout, format=entry, columns=columns, symbol=said.symbol or layout.symbol)
+    layout = replace(layout, format=entry, columns=columns, symbol=said.symbol or partition or layout.symbol)
+    if not layout.symbol and not layout.wide and "symbol" not in columns:
+        raise RefusedFileError(
+            f"nothing names its symbol, no column and not its name ({stem(sheet.name)}): rename it to SYMBOL.csv, or "
+            "say --symbol NAME or --columns symbol=…."
+        )
     if layout.timeframe and layout.timeframe.lower() not in DAILY and not entry.resample:
         raise RefusedFileError(
             f"its name says that its bars are {layout.timeframe}, not daily ones; --resample 1d makes daily bars of "
