@@ -141,7 +141,6 @@ def test_what_the_inventory_says_of_files_holds_for_commands(tmp_path):
     settings = tmp_path / "files.yml"
     entry = {
         "name": "ours",
-        "files": ["*/ours/*"],
         "header": ["day", "last"],
         "columns": {"date": "day", "close": "last"},
     }
