@@ -148,7 +148,7 @@ def test_what_the_inventory_says_of_files_holds_for_commands(tmp_path):
     write(tmp_path / "A.csv", ROWS, "day,Open,High,Low,last,Volume\n")
     told = json.loads(larder("inspect", "--json", "--config", settings, tmp_path / "A.csv").output)[0]
     assert (told["format"], told["bars"], told["rejected"]) == ("ours", 21, 10)
-    assert larder("formats", "--config", settings).output.startswith("ours ")
+    assert larder("formats", "--config", settings).output.startswith("ours\n")
     assert larder("formats", "--check", settings).output == ""
 
 

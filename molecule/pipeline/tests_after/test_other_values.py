@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -21,6 +22,15 @@ def test_unit_follows_the_variables(host: Host) -> None:
     assert "TimeoutStartUSec=1min 30s" in shown
     assert f"MemoryMax={1500 * 2**20}" in shown
     assert "--days 3" in shown
+
+
+def test_format_of_the_inventory_is_one_of_the_commands(host: Host) -> None:
+    lines = host.check_output("/opt/feast/current/bin/larder formats").splitlines()
+    assert lines[0].strip() == "our export"
+    header, row = "day,open,high,low,last", "3/4/2024,1,3,1,2"
+    host.check_output(f"printf '%s\\n' {header} {row} > /tmp/OURS.csv")
+    told = json.loads(host.check_output("/opt/feast/current/bin/larder inspect --json /tmp/OURS.csv"))[0]
+    assert (told["format"], told["first_day"]) == ("our export", "2024-04-03")
 
 
 def test_cron_starts_the_pipeline(host: Host) -> None:
