@@ -118,7 +118,7 @@ def _last_run(connection: psycopg.Connection, credentials: Credentials, result: 
         result.problems.append(f"{len(result.refused_files) - len(shown)} more files are refused.")
     if result.pending_symbols and not under_way:
         result.problems.append(
-            f"{result.pending_symbols} symbols wait to be computed: the next run does it, or larder run now."
+            f"Symbols that wait to be computed: {result.pending_symbols:,}; the next run does it, or larder run now."
         )
 
 
