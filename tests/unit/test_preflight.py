@@ -698,3 +698,26 @@ class TestPlaybook:
         assert code != 0
         assert "Decryption failed (no vault secrets were found that could decrypt)" in output
         assert not contacted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("formats", [{"name": "ours", "files": ["broker/*"], "zone": "Europe/Athens", "resample": True}], ""),
+        ("formats", [{"nme": "ours"}], "pipeline_formats: Entry 1 of the formats is {'nme': 'ours'}"),
+        ("formats", [{"name": "ours", "zone": "Europe/Pariss"}], "zone is 'Europe/Pariss'; it may be an IANA zone"),
+        ("formats", [{"name": "ours", "headr": ["a"]}], "has the unknown key 'headr'; there are columns, "),
+        ("formats", [{"name": "yahoo"}], "The name of the format 'yahoo' is taken"),
+        ("max_rejected", 0, ""),
+        ("max_rejected", 5, "pipeline_max_rejected is 5 and must be a share from 0 to 1, such as 0.05"),
+        ("max_rejected", float("nan"), "pipeline_max_rejected is nan"),
+        ("first_bar_date", "1970-01-01", ""),
+        ("first_bar_date", "1/1/1970", "pipeline_first_bar_date is '1/1/1970' and must be a day of the past"),
+        ("first_bar_date", "2970-01-01", "must be a day of the past"),
+    ],
+)
+def test_what_holds_of_files_of_bars_is_judged_by_the_pipelines_own_code(name: str, value: Any, says: str) -> None:
+    host = preflight.Host("pipeline1", {f"pipeline_{name}"}, {f"pipeline_{name}": value})
+    found = [*preflight.file_faults(host)]
+    assert len(found) == bool(says)
+    assert says in " ".join(found)

@@ -31,6 +31,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
+sys.path.append(str(Path(__file__).parents[3] / "src"))  # the package that the hosts run
 
 import larder_values
 
@@ -515,6 +516,19 @@ def release_faults(host: Host, releases: Sequence[str]) -> Iterator[str]:
             yield f"it runs {runs} and must run Debian {' or '.join(releases)}"
 
 
+def file_faults(host: Host) -> Iterator[str]:
+    """What the inventory says of files of bars is what the pipeline's own code takes."""
+    from larder import files
+    from larder.errors import ConfigError
+
+    held = {key: host.get(f"pipeline_{key}") for key in files.KEYS if f"pipeline_{key}" in host.given}
+    for key, value in held.items():  # one by one: each fault is told
+        try:
+            files.judge({} if isinstance(value, Unevaluated) else {key: value})
+        except ConfigError as error:
+            yield error.message.rstrip(".")
+
+
 def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[str, Any]) -> list[str]:
     """Return every fault once, with the hosts that have it, or the name of their group."""
     found: dict[str, list[str]] = defaultdict(list)
@@ -523,6 +537,7 @@ def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[st
         for fault in (
             *name_faults(host, specs),
             *value_faults(host, specs, values),
+            *file_faults(host),
             *port_faults(host, groups),
             *secret_faults(host, groups, values),
             *certificate_faults(host),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -43,6 +44,15 @@ def test_indicators_are_of_adjusted_prices(inventory: Any, host: Host) -> None:
     assert [line.split("|")[1] for line in stored[4:]] == ["100"] * 3
     assert {line.split("|")[2] for line in stored[1:]} == {"0"}
     assert host.check_output("larder compute && larder due").splitlines()[-1] == "not due"
+
+
+def test_format_of_the_inventory_is_one_of_the_commands(host: Host) -> None:
+    lines = host.check_output("/opt/feast/current/bin/larder formats").splitlines()
+    assert lines[0].strip() == "our export"
+    header, row = "day,open,high,low,last", "3/4/2024,1,3,1,2"
+    host.check_output(f"printf '%s\\n' {header} {row} > /tmp/OURS.csv")
+    told = json.loads(host.check_output("/opt/feast/current/bin/larder inspect --json /tmp/OURS.csv"))[0]
+    assert (told["format"], told["first_day"]) == ("our export", "2024-04-03")
 
 
 def test_cron_starts_the_pipeline(host: Host) -> None:
