@@ -128,7 +128,7 @@ def test_entities_that_redis_evicted_are_counted_and_named_and_materialize_since
     online.delete(*keys[:-1])
     told = problems(stack)
     assert len([one for one in told if "of 29 of 30 entities the online store has nothing" in one]) == 6
-    since = next(word for word in told[0].split() if word[:2] == "20" and "-" in word)
+    since = next(one for one in told if "--since" in one).partition("--since ")[2][:10]
     materialize(stack, since=datetime.strptime(since, "%Y-%m-%d").replace(tzinfo=UTC))
     assert problems(stack) == []
 
