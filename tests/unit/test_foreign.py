@@ -1,6 +1,7 @@
 """What the module foreign takes for somebody else's, and what it leaves unmentioned."""
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -26,6 +27,7 @@ NONE = {
     "redis": None,
     "haproxy": None,
     "home": None,
+    "firewall": None,
     "authorities": None,
 }
 GIVE_UP = "; use another host, or give it up with x_take_over: true"
@@ -169,6 +171,56 @@ def test_a_directory_and_a_user_of_somebody_else_are_named(tmp_path: Path) -> No
     (home / "venvs").mkdir()
     assert sentences(home=look) == []
     assert "it has a user root of somebody else (home /root, shell" in sentences(home=look | {"user": "root"})[0]
+
+
+RULESET = {
+    "nftables": [
+        {
+            "chain": {
+                "family": "inet",
+                "table": "filter",
+                "name": "input",
+                "hook": "input",
+                "policy": "drop",
+                "handle": 8443,
+            }
+        },
+        {"set": {"family": "inet", "table": "filter", "name": "open", "elem": [{"range": [6566, 6570]}, 9100]}},
+        {
+            "rule": {
+                "family": "inet",
+                "table": "filter",
+                "handle": 8443,
+                "expr": [
+                    {
+                        "match": {
+                            "op": "==",
+                            "left": {"payload": {"protocol": "tcp", "field": "dport"}},
+                            "right": {"set": [22, 6379]},
+                        }
+                    },
+                    {"accept": None},
+                ],
+            }
+        },
+        {"rule": {"family": "ip", "table": "other", "expr": [{"match": {"op": "==", "left": "x", "right": 8443}}]}},
+    ]
+}
+
+
+def test_a_firewall_that_drops_the_stacks_ports_is_named_before_the_first_run(root: Path) -> None:
+    text = json.dumps(RULESET)
+    look = {"ports": [6379, 6566, "8443"], "ours": "/etc/larder-firewall.nft"}
+    (sentence,) = sentences(0, text, firewall=look)
+    assert sentence.startswith(
+        "its firewall (inet filter input) drops what it does not name, and does not name the ports 8443"
+    )
+    assert sentences(0, text, firewall=look | {"ports": [6379, 6570]}) == []
+    assert sentences(0, text.replace('"drop"', '"accept"'), firewall=look) == []
+    assert sentences(1, firewall=look) == []
+    assert sentences(0, text, firewall=look, given_up=True) == []
+    write(root / "etc/larder-firewall.nft", "")
+    assert sentences(0, text, firewall=look) == []
 
 
 def pem(body: str) -> str:

@@ -43,6 +43,9 @@ options:
   home:
     description: "A system user and its home: C(user), C(path), and C(ours), a path that only the stack makes."
     type: dict
+  firewall:
+    description: The C(ports) that a firewall of the host's own must name until C(ours), a file of the stack, is there.
+    type: dict
   authorities:
     description: PEM of the authorities that the stack trusts; those on the host must be among them.
     type: list
@@ -70,6 +73,7 @@ ansible_facts:
 """
 
 import hashlib  # noqa: E402 - the documentation stands first, as Ansible asks
+import json  # noqa: E402
 import pwd  # noqa: E402
 import re  # noqa: E402
 import shlex  # noqa: E402
@@ -325,6 +329,37 @@ def authorities(trusted: Sequence[str]) -> Iterator[str]:
         )
 
 
+def passes(rule: Any, port: int) -> bool:
+    """Whether a rule's expression, or a set's elements, from nft's JSON name a port."""
+    if isinstance(rule, dict):
+        low, high = rule.get("range") or (0, 0)
+        if isinstance(low, int) and isinstance(high, int) and low <= port <= high:
+            return True
+        return any(passes(part, port) for part in rule.values())
+    return any(passes(part, port) for part in rule) if isinstance(rule, list) else rule == port
+
+
+def firewall(run: Run, ports: Sequence[int], ours: str) -> Iterator[str]:
+    """A chain that drops what it does not name is asked for the ports: what it drops, no other table can let in."""
+    code, text = run(["nft", "--json", "list", "ruleset"])
+    if (ROOT / ours.lstrip("/")).exists() or code != 0:
+        return
+    objects = json.loads(text)["nftables"]
+    for chain in [entry["chain"] for entry in objects if "chain" in entry]:
+        if (chain.get("hook"), chain.get("policy")) != ("input", "drop"):
+            continue
+        rules = [entry[kind] for entry in objects for kind in ("rule", "set") if kind in entry]
+        table = [
+            rule.get("expr", rule.get("elem"))
+            for rule in rules
+            if (rule["family"], rule["table"]) == (chain["family"], chain["table"])
+        ]
+        missing = [str(port) for port in map(int, ports) if not passes(table, port)]
+        if missing:
+            name = f"{chain['family']} {chain['table']} {chain['name']}"
+            yield f"its firewall ({name}) drops what it does not name, and does not name the ports {', '.join(missing)}"
+
+
 def sentences(parameters: Mapping[str, Any], run: Run) -> Iterator[str]:
     variable = parameters["variable"]
     kept = f"; use another host, or give it up with {variable}: true" if variable else ""
@@ -332,6 +367,9 @@ def sentences(parameters: Mapping[str, Any], run: Run) -> Iterator[str]:
         if (arguments := parameters[look.__name__]) and not parameters["given_up"]:
             for sentence in look(run, **arguments):
                 yield sentence + kept
+    if parameters["firewall"] and not parameters["given_up"]:
+        for sentence in firewall(run, **parameters["firewall"]):
+            yield f"{sentence}: let them in, and where that takes no such name say so with {variable}: true"
     if parameters["home"]:
         yield from home(**parameters["home"])
     if parameters["authorities"] and not parameters["given_up"]:
@@ -353,6 +391,7 @@ def main() -> None:
             "redis": nested,
             "haproxy": nested,
             "home": nested,
+            "firewall": nested,
             "authorities": {"type": "list", "elements": "str"},
         },
         supports_check_mode=True,
