@@ -215,7 +215,7 @@ def test_a_firewall_that_drops_the_stacks_ports_is_named_before_the_first_run(ro
     assert sentence.startswith(
         "its firewall (inet filter input) drops what it does not name, and does not name the ports 8443"
     )
-    assert sentences(0, text, firewall=look | {"ports": [6379, 6570]}) == []
+    assert sentences(0, text, firewall=look | {"ports": [6379, 6568]}) == []
     assert sentences(0, text.replace('"drop"', '"accept"'), firewall=look) == []
     assert sentences(1, firewall=look) == []
     assert sentences(0, text, firewall=look, given_up=True) == []
