@@ -72,8 +72,9 @@ MAX_PLANS = 200
 MAX_VALUES = 100_000
 # A value that Feast works out takes about ten times as long.
 FEAST_WEIGHT = 10
-# A body and a read below these need no turn; a turn's work goes on for this many values at a time, some milliseconds.
-SMALL_BODY, SMALL_READ, PIECE_VALUES = 16_384, 1000, 5000
+# A body and a read below these need no turn. A larger one is read whole up to a size that takes some milliseconds, and
+# else in pieces of about two.
+SMALL_BODY, SMALL_READ, WHOLE_VALUES, PIECE_VALUES = 16_384, 1000, 5000, 2000
 # A row costs about as much as this many values.
 ROW_WEIGHT = 6
 # Two, so that one works while Redis works for the other.
@@ -247,7 +248,8 @@ class Plan:
             if sorted(refs) != sorted(self.refs):
                 self.declined = "a feature's name is not the registry's"
         self.order = [] if self.declined else [self.refs.index(ref) for ref in refs]
-        self.step = max(1, PIECE_VALUES // (self.width + ROW_WEIGHT))
+        weight = self.width + ROW_WEIGHT
+        self.whole, self.step = WHOLE_VALUES // weight, max(1, PIECE_VALUES // weight)
         self.tails = [b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in group.fields) for group in self.groups]
         self.keys = dict.fromkeys(chain.from_iterable(group.join_keys for group in self.groups))
 
@@ -464,6 +466,8 @@ class Online:
         self.plans: dict[tuple[tuple[str, ...], str, bool], Plan] = {}
         self.left, self.declined = left(store), declined(store)
         self.line: Line | None = None
+        # How many small reads there were: the large ones leave them half of the time.
+        self.small = 0
         self.turns, self.feasts, self.unsent = Turns(TURNS), Turns(1), Unsent(UNSENT_BYTES)
         # One thread each: more would only take the interpreter from one another, and from the event loop.
         self.planner, self.worker = ThreadPoolExecutor(1, "plan"), ThreadPoolExecutor(1, "feast")
@@ -506,7 +510,9 @@ class Online:
             query = Query.of(decoded_body(written, content_type))
             self.bounded(query, None)
             plan = await self.plan(query)
-            if not turn and query.rows * plan.width > SMALL_READ:
+            if query.rows * plan.width <= SMALL_READ:
+                self.small += 1
+            elif not turn:
                 turn = await self.begin(self.turns, client, request)
             try:
                 return await self.read(query, plan), b"larder"
@@ -518,10 +524,17 @@ class Online:
         self.bounded(refuse_age(query, why), plan, why)
         await self.begin(self.feasts, client, request)
         try:
+            begun, small = time.perf_counter(), self.small
             loop = asyncio.get_running_loop()
-            return [await loop.run_in_executor(self.worker, self.feasts_answer, query, plan.names)], b"feast"
+            parts = [await loop.run_in_executor(self.worker, self.feasts_answer, query, plan.names)]
+            await self.rest(begun, small)
+            return parts, b"feast"
         finally:
             self.feasts.give()
+
+    async def rest(self, begun: float, small: int) -> None:
+        """Let the event loop go round; for as long as the work took if there were small reads meanwhile."""
+        await asyncio.sleep(time.perf_counter() - begun if self.small != small else 0)
 
     async def begin(self, turns: Turns, client: bytes, request: Request) -> bool:
         """Take a turn; raise GoneError where the client has not waited for it."""
@@ -537,7 +550,7 @@ class Online:
         if values > self.most:
             asked = f"{query.rows} rows x {width} features"
             if why:
-                asked = f"{asked} x {FEAST_WEIGHT}, because {why},"
+                asked = f"{asked} it takes x {FEAST_WEIGHT}, because {why},"
             raise RefusedError(f"{asked} are {values} values, and a request may ask for {self.most}: ask in parts", 413)
 
     def feasts_answer(self, query: Query, names: list[str]) -> bytes:
@@ -666,9 +679,11 @@ class Online:
         plan.check(query)
         self.bounded(query, plan)
         answer, entities, rows = Answer(plan, query), query.entities, query.rows
-        for start in range(0, rows, plan.step):
-            if rows > plan.step:
-                entities = {name: values[start : start + plan.step] for name, values in query.entities.items()}
+        step = rows if rows <= plan.whole else plan.step
+        for start in range(0, rows, step):
+            begun, small = time.perf_counter(), self.small
+            if rows > step:
+                entities = {name: values[start : start + step] for name, values in query.entities.items()}
             groups = plan.commands(entities)
             replies = iter(await self.ask(b"".join(c for _, c in groups), sum(len(set(keys)) for keys, _ in groups)))
             found = []
@@ -676,6 +691,8 @@ class Online:
                 by_key = {key: next(replies) for key in dict.fromkeys(keys)}
                 found.append([by_key[key] for key in keys])
             answer.add(entities, found, time.time())
+            if rows > step:
+                await self.rest(begun, small)
         return answer.parts()
 
     async def ask(self, commands: bytes, count: int) -> list[Any]:

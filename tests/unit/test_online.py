@@ -365,6 +365,165 @@ def test_any_request_is_answered_as_feast_does(server, body):
     server.same(body)
 
 
+@check
+@given(
+    st.lists(st.sampled_from([*refs("prices", "numbers"), "price_change:change"]), unique=True, min_size=1),
+    st.booleans(),
+)
+def test_the_results_are_in_the_order_asked(server, features, full):
+    body = {"features": features, "entities": {"symbol": ["A"]}, "full_feature_names": full}
+    asked = [ref.replace(":", "__") if full else ref.partition(":")[2] for ref in features]
+    assert server.same(body)[2]["metadata"]["feature_names"] == ["symbol", *asked]
+
+
+@pytest.mark.parametrize(
+    ("service", "names"),
+    [
+        ("signals", ["close", "volume", *(f"n{i}" for i in range(8))]),
+        ("computed", ["close", "change"]),
+    ],
+)
+def test_the_results_of_a_service_are_in_the_service_s_order(server, service, names):
+    answer = server.same({"feature_service": service, "entities": {"symbol": ["A"]}})[2]
+    assert answer["metadata"]["feature_names"] == ["symbol", *names]
+
+
+@pytest.mark.parametrize("features", [["prices:close", "positions:size"], ["numbers:n1", "prices:note", "desks:name"]])
+def test_an_answer_in_pieces_is_the_answer_in_one(server, monkeypatch, features):
+    rows = 20
+    entities = {"symbol": [*SYMBOLS, "missing"] * 2, "desk_id": [*DESKS, 99] * 4}
+    body = {"features": features, "entities": entities, "include_age": False}
+    whole = server.same(body)
+    assert len(whole[2]["results"][0]["values"]) == rows
+    monkeypatch.setattr(online, "PIECE_VALUES", 1)
+    monkeypatch.setattr(online, "WHOLE_VALUES", 1)
+    monkeypatch.setattr(online, "PIECE_BYTES", 100)
+    monkeypatch.setattr(online, "SMALL_READ", 0)
+    monkeypatch.setattr(server.larder.online, "plans", {})
+    asked, ask = [], online.Online.ask
+    monkeypatch.setattr(online.Online, "ask", lambda self, commands, n: asked.append(n) or ask(self, commands, n))
+    assert server.same(body) == whole
+    assert len(asked) == rows
+    ages = json.loads(server.read(body | {"include_age": True, "max_age_s": 10**9})[2])
+    assert [len(column["ages_s"]) for column in ages["results"]] == [rows] * (2 + len(features))
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (
+            {"features": ["prices:close", "prices:open"], "entities": {"symbol": ["A"] * 51}},
+            "51 rows x 2 features are 102 values, and a request may ask for 100: ask in parts",
+        ),
+        (
+            {"feature_service": "signals", "entities": {"symbol": ["A"] * 11}},
+            "11 rows x 10 features are 110 values, and a request may ask for 100: ask in parts",
+        ),
+        (
+            {"features": ["price_change:change"], "entities": {"symbol": ["A"] * 4}},
+            (
+                "4 rows x 5 features it takes x 10, because price_change is computed on demand, are 200 values,"
+                " and a request may ask for 100: ask in parts"
+            ),
+        ),
+        (
+            {"features": ["prices:close"], "entities": {"symbol": [7] * 11}},
+            (
+                "11 rows x 1 features it takes x 10, because an entity's key is not a string, are 110 values,"
+                " and a request may ask for 100: ask in parts"
+            ),
+        ),
+    ],
+)
+def test_a_read_of_too_many_values_is_refused(server, monkeypatch, body, sentence):
+    monkeypatch.setattr(server.larder.online, "most", 100)
+    status, _, answer = server.read(body)
+    assert (status, json.loads(answer)) == (413, {"detail": sentence})
+    rows = body["entities"]["symbol"]
+    assert server.read(body | {"entities": {"symbol": rows[: len(rows) // 2]}})[0] in (200, 400)
+
+
+def test_a_read_of_one_entity_is_bounded_too(server, monkeypatch):
+    monkeypatch.setattr(server.larder.online, "most", 1)
+    assert server.get("/features/A?features=prices:close")[0] == 200
+    assert server.get("/features/A?features=prices:close,prices:open")[0] == 413
+    assert server.get("/features/A?feature_service=signals")[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("features", "rows"),
+    [(refs("numbers"), 12_000), (["prices:close"], 30_000), (["price_change:change"], 2000)],
+    ids=["many values", "many rows", "on demand"],
+)
+def test_no_read_holds_up_the_others(server, features, rows):
+    """While the largest reads are answered, ten at once, the event loop comes round."""
+    body = json.dumps({"features": features, "entities": {"symbol": [f"S{n}" for n in range(rows)]}}).encode()
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": online.PATH, "query_string": b"", "headers": headers}
+    pauses, statuses = [], []
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    async def watch():
+        while True:
+            # What the loop itself has worked, not how long another process had the core.
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            pauses.append(time.thread_time() - before)
+
+    async def main():
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*(server.larder(scope, receive, send) for _ in range(10)))
+        watching.cancel()
+
+    server.runner.run(main())
+    assert statuses.count(200) == 10
+    assert max(pauses) < 0.05
+
+
+def test_a_client_that_does_not_read_is_given_up_when_its_room_is_needed(server, monkeypatch):
+    unsent = server.larder.online.unsent
+    body = json.dumps({"features": refs("numbers"), "entities": {"symbol": ["A"] * 3000}}).encode()
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": online.PATH, "query_string": b"", "headers": headers}
+    monkeypatch.setattr(online, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(unsent, "most", 5_000_000)
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def main():
+        never, held, whole = asyncio.Event(), [], []
+
+        async def unread(message):
+            if message["type"] == "http.response.body":
+                held.append(message)
+                await never.wait()
+
+        async def read(message):
+            whole.append(message)
+
+        slow = [asyncio.create_task(server.larder(scope, receive, unread)) for _ in range(10)]
+        await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
+        await server.larder(scope, receive, read)
+        assert not whole[-1].get("more_body")
+        while len(held) < len(slow):
+            await asyncio.sleep(0.01)
+        assert sum(unsent.bytes.values()) <= unsent.most
+        assert 0 < len([task for task in slow if not task.done()]) < len(slow)
+        monkeypatch.setattr(online, "SEND_SECONDS", 0)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert not unsent.bytes
+
+    server.runner.run(main())
+
+
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(
     ("service", "who"),
@@ -472,6 +631,26 @@ def test_a_value_that_is_too_old_is_null_with_a_status(server, quotes):
         assert column["event_timestamps"] == stock[name]["event_timestamps"]
         assert "ages_s" not in column
     assert columns(json.loads(answer))["symbol"] == stock["symbol"]
+
+
+def test_a_value_from_the_future_is_not_fresh(server, quotes):
+    store, view = server.larder.store, server.larder.store.get_feature_view("prices")
+    key = EntityKey(join_keys=["symbol"], entity_values=[Value(string_val="now")])
+    moment = datetime.now(UTC) + timedelta(seconds=30)
+    store._get_provider().online_write_batch(
+        store.config, view, [(key, {"close": Value(double_val=2)}, moment, None)], None
+    )
+    asked = quotes | {"max_age_s": 70, "include_age": True}
+    close = columns(json.loads(server.read(asked)[2]))["close"]
+    assert (close["values"][0], close["statuses"][0]) == (None, "OUTSIDE_MAX_AGE")
+    assert -31 < close["ages_s"][0] < 0
+
+
+@pytest.mark.parametrize("features", [["price_change:change"], ["prices:close", "price_change:change"]])
+def test_an_age_that_is_not_asked_for_is_as_if_it_were_not_there(server, features):
+    body = {"features": features, "entities": {"symbol": ["A"]}}
+    assert server.read(body | {"include_age": False, "max_age_s": None}) == server.read(body)
+    assert server.read(body)[0] == 200
 
 
 def test_the_limit_is_of_each_value(server, quotes):
