@@ -361,21 +361,17 @@ class Answer:
     def parts(self) -> list[bytes]:
         """Return the response in parts, those that its columns share but once in memory."""
         plan, ends, entity = self.plan, [view.closing() for view in self.views], self.entity.closing()
-        parts = [b'{"results":[']
-        for pieces in self.keys:
-            parts += [b'{"values":[', *joined(pieces), entity, b","]
-        for number in plan.order:
-            parts += [b'{"values":[', *joined(self.values[number]), ends[plan.view_of[number]], b","]
-        parts[-1] = b'],"metadata":{"feature_names":['
-        return [*parts, text([*self.query.entities, *plan.names]), b"]}}"]
-
-
-def joined(pieces: Sequence[bytes]) -> Iterator[bytes]:
-    """Return pieces with commas between them."""
-    for number, piece in enumerate(pieces):
-        if number:
-            yield b","
-        yield piece
+        columns = [(pieces, entity) for pieces in self.keys]
+        columns += [(self.values[number], ends[plan.view_of[number]]) for number in plan.order]
+        names = b'],"metadata":{"feature_names":[%b]}}' % text([*self.query.entities, *plan.names])
+        if len(columns[0][0]) == 1:
+            results = b",".join([b'{"values":[%b%b' % (values, end) for (values,), end in columns])
+            return [b'{"results":[%b%b' % (results, names)]
+        parts = []
+        for pieces, end in columns:
+            parts += [b',{"values":[', b",".join(pieces), end]
+        parts[0] = b'{"results":[{"values":['
+        return [*parts, names]
 
 
 def status(age: float | None, max_age_s: float) -> str:
@@ -677,7 +673,8 @@ class Online:
         if self.declined:
             raise DeclinedError(self.declined)
         plan.check(query)
-        self.bounded(query, plan)
+        if query.service:
+            self.bounded(query, plan)
         answer, entities, rows = Answer(plan, query), query.entities, query.rows
         step = rows if rows <= plan.whole else plan.step
         for start in range(0, rows, step):
