@@ -77,8 +77,8 @@ FEAST_WEIGHT = 10
 SMALL_BODY, SMALL_READ, WHOLE_VALUES, PIECE_VALUES = 16_384, 1000, 5000, 2000
 # A row costs about as much as this many values.
 ROW_WEIGHT = 6
-# Two, so that one works while Redis works for the other.
-TURNS = 2
+# So that some work while Redis works for the others.
+TURNS = 4
 # Larger answers are sent in pieces of this size, as their client reads them, and not for longer than this. Those that
 # are on their way have so much room.
 PIECE_BYTES, SEND_SECONDS, UNSENT_BYTES = 262_144, 30, 268_435_456

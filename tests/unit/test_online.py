@@ -7,6 +7,7 @@ import random
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -452,37 +453,72 @@ def test_a_read_of_one_entity_is_bounded_too(server, monkeypatch):
 
 @pytest.mark.parametrize(
     ("features", "rows"),
-    [(refs("numbers"), 12_000), (["prices:close"], 30_000), (["price_change:change"], 2000)],
-    ids=["many values", "many rows", "on demand"],
+    [(refs("numbers"), 12_000), (["prices:close"], 30_000), (refs("numbers"), 300)],
+    ids=["many values", "many rows", "one piece"],
 )
-def test_no_read_holds_up_the_others(server, features, rows):
-    """While the largest reads are answered, ten at once, the event loop comes round."""
-    body = json.dumps({"features": features, "entities": {"symbol": [f"S{n}" for n in range(rows)]}}).encode()
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": online.PATH, "query_string": b"", "headers": headers}
-    pauses, statuses = [], []
+def test_a_read_holds_up_the_others_for_some_milliseconds(server, monkeypatch, features, rows):
+    """That many values take; what else waits is served before the next ones."""
+    entities = {"symbol": [f"S{n}" for n in range(rows)]}
+    small = {"features": ["prices:close"], "entities": {"symbol": ["A"]}}
+    pieces, add, larder = [], online.Answer.add, server.larder.online
 
-    async def receive():
-        return {"type": "http.request", "body": body}
-
-    async def send(message):
-        statuses.append(message.get("status"))
-
-    async def watch():
-        while True:
-            # What the loop itself has worked, not how long another process had the core.
-            before = time.thread_time()
-            await asyncio.sleep(0)
-            pauses.append(time.thread_time() - before)
+    def noted(self, entities, replies, now):
+        pieces.append(len(replies[0]) * (len(self.plan.refs) + online.ROW_WEIGHT))
+        add(self, entities, replies, now)
 
     async def main():
-        watching = asyncio.create_task(watch())
-        await asyncio.gather(*(server.larder(scope, receive, send) for _ in range(10)))
-        watching.cancel()
+        query = online.Query.of(small)
+        plan = await larder.plan(query)
+        large = asyncio.create_task(server.planned(online.Query.of({"features": features, "entities": entities})))
+        between = 0
+        while not large.done():
+            await larder.read(query, plan)
+            between += 1
+        return json.loads(await large), between
 
-    server.runner.run(main())
-    assert statuses.count(200) == 10
-    assert max(pauses) < 0.05
+    monkeypatch.setattr(online.Answer, "add", noted)
+    answer, between = server.runner.run(main())
+    assert [len(column["values"]) for column in answer["results"]] == [rows] * (1 + len(features))
+    assert max(pieces) <= online.WHOLE_VALUES
+    large = [values for values in pieces if values > 1 + online.ROW_WEIGHT]
+    assert between >= len(large)
+    assert len(large) >= sum(large) / online.WHOLE_VALUES
+
+
+def test_what_feast_computes_is_computed_beside_the_event_loop_one_at_a_time(server, monkeypatch):
+    body = {"features": ["price_change:change"], "entities": {"symbol": ["A"]}}
+    threads, at_once, most = set(), 0, 0
+    store, read = server.larder.store, server.larder.store.get_online_features
+
+    def noted(*arguments, **options):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        threads.add(threading.current_thread())
+        try:
+            return read(*arguments, **options)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(store, "get_online_features", noted)
+
+    async def main():
+        scope = {"type": "http", "method": "POST", "path": online.PATH, "query_string": b"", "client": ("::1", 1)}
+        scope["headers"] = [(b"content-type", b"application/json")]
+        statuses = []
+
+        async def receive():
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        await asyncio.gather(*(server.larder(scope, receive, send) for _ in range(10)))
+        return statuses
+
+    assert server.runner.run(main()).count(200) == 10
+    assert most == 1
+    assert threading.main_thread() not in threads
 
 
 def test_a_client_that_does_not_read_is_given_up_when_its_room_is_needed(server, monkeypatch):
