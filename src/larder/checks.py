@@ -53,6 +53,7 @@ class Server(http.server.ThreadingHTTPServer):
     # The workers of an instance share its port.
     allow_reuse_port = True
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None, answer: Check) -> None:
         super().__init__(address, Handler)
