@@ -123,6 +123,20 @@ def given_up(name: str, result: dict[str, Any]) -> list[str]:
     ]
 
 
+def beside(hostile: dict[str, Any]) -> list[str]:
+    """Return a table of what other clients meet while one hostile reader sends the worst that it may."""
+    lines = [
+        "### One hostile reader on 64 connections: single reads of other clients",
+        "",
+        "| it sends | reads | failed | p50, ms | p99, ms | p99 beside that of before |",
+        "|---|---|---|---|---|---|",
+    ]
+    for what, run in {"nothing": hostile["alone"], **hostile["kinds"], "nothing any more": hostile["after"]}.items():
+        figures = [f"{run[name]:,}" for name in ("requests", "failed")] + [number(run[name]) for name in ("p50", "p99")]
+        lines.append(f"| {' | '.join([what, *figures, number(run['p99'] / hostile['alone']['p99'])])} |")
+    return [*lines, ""]
+
+
 def label(title: str, unit: str) -> str:
     """Return what tells a case of the chart from the others."""
     if unit == "/s":
@@ -167,6 +181,7 @@ def main() -> None:
     measured = {name: results / f"{name}.json" for name in BENCHMARKS}
     documents = {name: json.loads(path.read_text()) for name, path in measured.items() if path.exists()}
     found = [case for name, document in documents.items() for case in cases(name, document)]
+    hostile = results / "hostile.json"
     machine = documents["serving"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in documents["serving"]["versions"].items())
     (docs / "benchmarks.svg").write_bytes(chart([case for case in found if STOCK & {way for way, *_ in case[2]}]))
@@ -180,6 +195,7 @@ def main() -> None:
         "![How many times as quick as Feast](benchmarks.svg)",
         "",
         *(part for case in found for part in (table(*case), "")),
+        *(beside(json.loads(hostile.read_text())) if hostile.exists() else []),
         *(sentence for name, document in documents.items() for sentence in given_up(name, document)),
         "What each way does, and what is left out, stands at the head of `bench/*.py`. Peak memory is that of the",
         "process that asks, not of PostgreSQL or Redis. All figures: `.larder/benchmarks/*.json`.",

@@ -7,7 +7,8 @@ gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn).
 - `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404,
   which HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
   `no feature view` or `no online store`. `revision` names what the instance was started with, `unaware` the gateways
-  that do not know of this status yet (see larder.drain).
+  that do not know of this status yet (see larder.drain). The gateways ask the same on a port of their own, and are
+  answered however busy this worker is (see larder.checks).
 - The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
   (Feast's own timer ends for ever with the first refresh that fails.)
 - Pushes are judged before they are written (see larder.push), reads that Feast cannot answer are explained (see
@@ -15,9 +16,12 @@ gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn).
 """
 
 import asyncio
+import gc
 import logging
 import os
 import socket
+import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -45,6 +49,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from larder import drain, push, reads
+from larder.checks import Checks
 from larder.failures import HANDLERS, OneShape, failed, say_nothing
 from larder.online import Online
 
@@ -52,6 +57,8 @@ log = logging.getLogger("uvicorn.error")
 
 # Less than HAProxy's `timeout check`.
 READY_SECONDS = 3.0
+# How long a thread may keep the interpreter from the event loop: Python's default is ten times as long.
+SWITCH_SECONDS = 0.0005
 # An entity that nobody has, by the type of its key.
 NOBODY = {
     ValueType.STRING: "larder-ready",
@@ -99,6 +106,10 @@ class FeatureServer(Starlette):
         async with AsyncExitStack() as stack:
             await self.refresh(stack)
             keep_fresh = asyncio.create_task(self.keep_fresh(stack))
+            if "LARDER_CHECK_PORT" in os.environ:
+                checks = Checks(*listener(), self.check)
+                stack.callback(checks.close)
+                stack.callback(asyncio.create_task(checks.beat()).cancel)
             notify_systemd()
             try:
                 yield
@@ -122,6 +133,8 @@ class FeatureServer(Starlette):
                 self.online = Online(self.store, app, failed)
                 self.fast = ServerErrorMiddleware(self.online, say_nothing)
                 self.feast = app
+                # What is here stays: looking through it again and again would hold up a request each time.
+                gc.freeze()
             else:
                 # Feast's refresh hides its errors: a read before it tells them.
                 await run_in_threadpool(self.store.registry.list_projects)
@@ -134,28 +147,48 @@ class FeatureServer(Starlette):
 
     async def ready(self, request: Request) -> JSONResponse:
         status_code, status = await self.readiness()
-        answer = {"status": status, "revision": self.revision}
-        if status_code >= 400:
+        return JSONResponse(self.told(status, request.client.host if request.client else ""), status_code)
+
+    def check(self, client: str) -> tuple[int, dict[str, Any]]:
+        """Return what a gateway is told; runs in a thread, and reads over a connection of that thread's own."""
+        status_code, status = self.known()
+        if status == drain.READY and self.canary:
+            try:
+                self.store.get_online_features(self.canary["features"], self.canary["entities"])
+            except Exception as error:  # whatever it is, clients' reads fail of it too
+                log.warning("The health check cannot read a feature (%s).", type(error).__name__)
+                status_code, status = 503, "no online store"
+        return status_code, self.told(status, client)
+
+    def told(self, status: str, client: str) -> dict[str, Any]:
+        """Return the answer to a client, and note that it was given."""
+        answer: dict[str, Any] = {"status": status, "revision": self.revision}
+        if status != drain.READY:
             answer["detail"] = status
         if status in drain.TIMES:
-            if request.client:
-                self.gateways.note(request.client.host, status)
-            return JSONResponse(answer | {"unaware": self.gateways.unaware(status)}, status_code)
-        return JSONResponse(answer, status_code)
+            self.gateways.note(client, status)
+            answer["unaware"] = self.gateways.unaware(status)
+        return answer
 
-    async def readiness(self) -> tuple[int, str]:
+    def known(self) -> tuple[int, str]:
+        """Return what is known without a read."""
         if self.draining.exists():
             return 404, drain.DRAINING
         if self.online is None:
             return 503, "no registry"
         if self.canary is None:
             return 503, "no feature view"
-        try:
-            await asyncio.wait_for(self.online.probe(self.canary), READY_SECONDS)
-        except Exception as error:  # whatever it is, clients' reads fail of it too
-            log.warning("The readiness check cannot read a feature (%s).", type(error).__name__)
-            return 503, "no online store"
         return 200, drain.READY
+
+    async def readiness(self) -> tuple[int, str]:
+        status_code, status = self.known()
+        if self.online and self.canary and status == drain.READY:
+            try:
+                await asyncio.wait_for(self.online.probe(self.canary), READY_SECONDS)
+            except Exception as error:  # whatever it is, clients' reads fail of it too
+                log.warning("The readiness check cannot read a feature (%s).", type(error).__name__)
+                return 503, "no online store"
+        return status_code, status
 
 
 def build(store: FeatureStore) -> FastAPI:
@@ -193,6 +226,17 @@ def find_canary(store: FeatureStore) -> dict[str, Any] | None:
     return None
 
 
+def listener() -> tuple[tuple[str, int], ssl.SSLContext]:
+    """Return where the gateways' checks come in, and the TLS that they speak: that of the instance's clients."""
+    port = int(os.environ["LARDER_CHECK_PORT"]) + int(os.environ["LARDER_INSTANCE"]) - 1
+    own = Path(os.environ["LARDER_CERTIFICATE"])
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(own / "ca.crt"))
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_cert_chain(own / "tls.crt", own / "tls.key")
+    return (os.environ["LARDER_ADDRESS"], port), tls
+
+
 def notify_systemd() -> None:
     """Tell systemd that this instance serves; nothing where systemd does not ask."""
     address = os.environ.get("LARDER_NOTIFY_SOCKET")
@@ -207,4 +251,5 @@ def create_app() -> Starlette:
         store = FeatureStore(fs_yaml_file=Path(os.environ["CREDENTIALS_DIRECTORY"]) / "feature_store.yaml")
     except Exception as error:  # Feast's messages quote the file, passwords included
         raise SystemExit(f"feature_store.yaml cannot be used: {type(error).__name__}") from None
+    sys.setswitchinterval(SWITCH_SECONDS)
     return FeatureServer(store)

@@ -1,4 +1,4 @@
-"""Stand in for an instance on port 6568: answer everything with 200, and note each request in /run/impostor.
+"""Stand in for the health checks of the instance on port 6568, all with 200, and note each request in /run/impostor.
 
 The certificate and its key are in /run/impostor.pem.
 """
@@ -29,4 +29,4 @@ class Server(http.server.ThreadingHTTPServer):
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain("/run/impostor.pem")
 NOTES.write_text("")
-Server(("0.0.0.0", 6568), Impostor).serve_forever()
+Server(("0.0.0.0", 6588), Impostor).serve_forever()

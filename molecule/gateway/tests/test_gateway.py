@@ -97,8 +97,14 @@ def test_health_and_readiness_are_for_every_client(gateway):
 
 
 def test_a_large_body_is_refused(gateway):
-    assert gateway.ask("POST", "/get-online-features", gateway.reader, "x" * 1_048_577).status == 413
-    assert gateway.ask("POST", "/get-online-features", gateway.reader, "x" * 1_048_576).status == 422
+    for path, token, size in (
+        ("/get-online-features", gateway.reader, 262_144),
+        ("/push", gateway.writer, 1_048_576),
+    ):
+        assert gateway.ask("POST", path, token, "x" * size).status in (400, 422)
+        refused = gateway.ask("POST", path, token, "x" * (size + 1))
+        assert refused.status == 413
+        assert str(size) in refused.json["detail"]
     assert gateway.ask("POST", "/get-online-features", gateway.reader, iter([b"x"])).status == 411
 
 
@@ -124,7 +130,15 @@ def test_a_bad_request_is_the_clients_error_and_tells_nothing_else(gateway, body
     assert "server" not in answer.headers
 
 
-@pytest.mark.parametrize("port", [6566, 6567, 6576, 6577])
+def test_a_read_of_more_than_one_may_ask_for_is_refused(gateway):
+    body = {"entities": {"symbol": ["A"] * 40_000}, "feature_service": "trading_signals"}
+    answer = gateway.ask("POST", "/get-online-features", gateway.reader, body)
+    assert answer.status == 413
+    assert "40000 rows x 3 features" in answer.json["detail"]
+    assert "may ask for 100000" in answer.json["detail"]
+
+
+@pytest.mark.parametrize("port", [6566, 6567, 6576, 6577, 6586, 6587, 6596, 6597])
 def test_there_is_no_way_past_the_gateway(hosts, port):
     """The firewall of the base role opens the instances' ports to the gateways only."""
     server = hosts["server1"].ansible.get_variables()["ansible_host"]

@@ -69,7 +69,7 @@ def test_an_instance_is_trusted_only_by_its_name_and_the_stacks_authority(hosts,
 
 def test_the_new_limit_holds(gateway):
     assert gateway.ask("POST", "/get-online-features", READER, "x" * 20001).status == 413
-    assert gateway.ask("POST", "/get-online-features", READER, "x" * 20000).status == 422
+    assert gateway.ask("POST", "/get-online-features", READER, "x" * 20000).status in (400, 422)
 
 
 def test_the_new_tokens_are_valid(gateway):

@@ -1,0 +1,88 @@
+"""The gateways' own way in: `GET /ready` on a port of its own, answered by threads beside the event loop.
+
+A worker that is busy is not a dead one: while it reads for clients, its health checks are answered all the same, and
+each of them reads a feature over a connection of its own. What does look dead is a worker whose event loop has stood
+still for longer than clients wait.
+"""
+
+import asyncio
+import http.server
+import json
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Longer than the gateway waits for an answer by default.
+STUCK_SECONDS = 20
+BEAT_SECONDS = 0.5
+# Of a check's connection.
+TIMEOUT_SECONDS = 5
+
+Check = Callable[[str], tuple[int, dict[str, Any]]]
+
+
+class Checks:
+    """Answers health checks until it is closed."""
+
+    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None, check: Check) -> None:
+        """Listen; `check` takes the asking host's address and returns status and body, in a thread."""
+        self.beaten = time.monotonic()
+        self.check = check
+        self.server = Server(address, tls, self.answer)
+        threading.Thread(target=self.server.serve_forever, name="checks", daemon=True).start()
+
+    async def beat(self) -> None:
+        """Note again and again that the event loop goes round."""
+        while True:
+            self.beaten = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def answer(self, client: str) -> tuple[int, dict[str, Any]]:
+        if time.monotonic() - self.beaten > STUCK_SECONDS:
+            return 503, {"status": "stuck"}
+        return self.check(client)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    # The workers of an instance share its port.
+    allow_reuse_port = True
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None, answer: Check) -> None:
+        super().__init__(address, Handler)
+        self.tls, self.answer = tls, answer
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        # In the connection's own thread: a handshake must not hold up the next one.
+        request.settimeout(TIMEOUT_SECONDS)
+        if self.tls:
+            request = self.tls.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever hangs up, or shows no certificate, is no news."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        status, answer = (404, {"detail": "not found"})
+        if self.path == "/ready":
+            status, answer = self.server.answer(self.client_address[0])
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 # the base class's name
+        """gunicorn logs no checks either."""

@@ -1,0 +1,60 @@
+"""Health checks are answered beside the event loop."""
+
+import asyncio
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+
+from larder import checks
+from larder.checks import Checks
+
+
+@pytest.fixture
+def ask():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+
+    def ask(path="/ready"):
+        try:
+            answer = urllib.request.urlopen(f"http://127.0.0.1:{address[1]}{path}", timeout=5)
+        except urllib.error.HTTPError as error:
+            answer = error
+        return answer.status, json.loads(answer.read())
+
+    ask.address = address
+    return ask
+
+
+def test_a_busy_worker_is_not_a_dead_one_and_a_stuck_one_is(ask, monkeypatch):
+    monkeypatch.setattr(checks, "BEAT_SECONDS", 0.01)
+
+    async def main():
+        answers = Checks(ask.address, None, lambda client: (200, {"asked": client}))
+        beat = asyncio.create_task(answers.beat())
+        try:
+            await asyncio.sleep(0)
+            # The event loop does nothing while this one asks.
+            assert ask() == (200, {"asked": "127.0.0.1"})
+            answers.beaten -= checks.STUCK_SECONDS
+            assert ask() == (503, {"status": "stuck"})
+            await asyncio.sleep(0.1)
+            assert ask()[0] == 200
+            assert ask("/health")[0] == 404
+        finally:
+            beat.cancel()
+            answers.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_says_nothing_holds_no_other_up(ask):
+    answers = Checks(ask.address, None, lambda _: (404, {"status": "draining"}))
+    try:
+        with socket.create_connection(ask.address):
+            assert ask() == (404, {"status": "draining"})
+    finally:
+        answers.close()
