@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
@@ -10,6 +9,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +61,42 @@ def test_check_and_diff_show_the_change_and_no_secret(site: Any, starts: Any, in
     for secrets in ("redis_passwords", "timescaledb_passwords", "gateway_tokens"):
         assert not [name for name, secret in variables[secrets].items() if secret in run.output]
     assert starts() == before
+
+
+def test_columns_of_a_former_release_are_widened_once_the_pipeline_has_the_code(
+    site: Any, inventory: Any, watched: Any
+) -> None:
+    tables = ("features.ohlcv_features", "market_data.ohlcv_daily", "market_data.quotes")
+
+    def ask(sql: str) -> list[str]:
+        psql = "runuser -u postgres -- psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 feast"
+        return inventory.host("database1").check_output(f"{psql} --command=%s", sql).splitlines()
+
+    def types() -> list[str]:
+        return ask(
+            "SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attname = 'volume' AND attnum > 0"
+            f" AND attrelid::regclass::text IN {tables} ORDER BY attrelid::regclass::text"
+        )
+
+    volumes = "SELECT symbol, event_timestamp, volume::bigint FROM market_data.ohlcv_daily ORDER BY 1, 2"
+    for table in tables:
+        ask(f"ALTER TABLE {table} ALTER COLUMN volume TYPE bigint")
+    before = ask(volumes)
+    with watched() as client:
+        layer = site("--tags", "timescaledb")
+        assert layer.code == 0, layer.output
+        assert "market_data.ohlcv_daily.volume" in sentence(layer)
+        assert "not yet of the type that tables.yml declares" in sentence(layer)
+        assert types() == ["bigint"] * 3
+        shown = site("--check", "--diff")
+        run = site()
+    for output in (shown.output, run.output):
+        for table in tables:
+            assert f"(item={table}.volume: bigint to double precision)" in output
+    assert shown.code == run.code == 0, run.output
+    assert types() == ["double precision"] * 3
+    assert ask(volumes) == before
+    assert client.failures == []
 
 
 def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any) -> None:
@@ -181,7 +217,7 @@ def test_wrong_vault_password_ends_before_any_host_is_touched(site: Any, invento
 
     own = -logins() + logins()  # each question is a login too
     before = logins()
-    run = site(env=os.environ | {"ANSIBLE_VAULT_PASSWORD_FILE": str(wrong)})
+    run = site(env=playbooks.environment(ANSIBLE_VAULT_PASSWORD_FILE=str(wrong)))
     assert run.code != 0
     assert "Decryption failed" in run.output
     assert logins() - before == own
