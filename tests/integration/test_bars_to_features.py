@@ -52,9 +52,9 @@ def test_a_file_loaded_twice_changes_nothing_and_rejects_nothing_again(url, tmp_
     assert (second.bars, second.changed, second.rejected) == (60, 0, 3)
     rejected = ask(url, "SELECT symbol, event_timestamp::date::text, reason FROM market_data.rejected_bars ORDER BY 2")
     assert rejected == [
-        ("GOOG", "2024-01-01", "a duplicate with other values: the first one stays"),
+        ("GOOG", "2024-01-01", "a second bar of the day with other values: the first one stays"),
         ("GOOG", "2024-03-01", "high is below low"),
-        ("GOOG", "2024-03-02", "open is not a number"),
+        ("GOOG", "2024-03-02", "open is missing"),
     ]
 
 
