@@ -52,9 +52,9 @@ def test_a_file_loaded_twice_changes_nothing_and_rejects_nothing_again(url, tmp_
     assert (second.bars, second.changed, second.rejected) == (60, 0, 3)
     rejected = ask(url, "SELECT symbol, event_timestamp::date::text, reason FROM market_data.rejected_bars ORDER BY 2")
     assert rejected == [
-        ("GOOG", "2024-01-01", "a duplicate with other values: the first one stays"),
+        ("GOOG", "2024-01-01", "a second bar of the day with other values: the first one stays"),
         ("GOOG", "2024-03-01", "high is below low"),
-        ("GOOG", "2024-03-02", "open is not a number"),
+        ("GOOG", "2024-03-02", "open is missing"),
     ]
 
 
@@ -357,22 +357,26 @@ def test_a_run_writes_its_metrics(url, tmp_path, credentials):
 
 
 def test_a_refused_file_stops_nothing_but_is_told(tmp_path, credentials):
-    write(tmp_path / "A.csv", lines(30))
-    write(tmp_path / "B.csv", ["x"], header="what,is,this\n")
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    write(incoming / "A.csv", lines(30))
+    write(incoming / "B.csv", ["x"], header="what,is,this\n")
     with pytest.raises(RefusedFileError):
-        pipeline.run(credentials, ["load", "compute"], [tmp_path], metrics_dir=tmp_path)
+        pipeline.run(credentials, ["load", "compute"], [incoming], metrics_dir=tmp_path)
     assert metrics.read(tmp_path, "larder_pipeline_success") == 1
     assert metrics.read(tmp_path, "larder_pipeline_files_refused") == 1
     assert metrics.read(tmp_path, "larder_pipeline_feature_rows_changed") == 180
 
 
 def test_a_second_run_leaves_it_to_the_first(url, tmp_path, credentials):
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
     with psycopg.connect(url, autocommit=True) as first:
         first.execute("SELECT pg_advisory_lock(hashtextextended('larder run', 0))")
         with pytest.raises(BusyError, match="Another larder run is running"):
-            pipeline.run(credentials, ["load"], [tmp_path], metrics_dir=tmp_path)
+            pipeline.run(credentials, ["load"], [incoming], metrics_dir=tmp_path)
     assert not (tmp_path / metrics.NAME).exists()
-    pipeline.run(credentials, ["load"], [tmp_path])
+    pipeline.run(credentials, ["load"], [incoming])
 
 
 def test_a_server_that_is_away_is_one_sentence_and_a_failed_run(tmp_path, credentials):
