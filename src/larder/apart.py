@@ -28,6 +28,7 @@ class Reader:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._asked = False
+        self.warnings: list[str] = []  # of the file that was read last
 
     def __enter__(self) -> "Reader":
         return self
@@ -70,6 +71,7 @@ class Reader:
                 if kind == "wrong":
                     raise ConfigError(content)
                 if kind == "end":
+                    self.warnings = content
                     return
                 yield content
         except (EOFError, OSError):
@@ -154,16 +156,17 @@ def _answer(pipe: Connection, what: str, path: Path, options: "Options") -> tupl
     from larder import bars
 
     try:
+        told = bars.Inspection(str(path))
         if what == "inspect":
             pipe.send(("more", bars.inspect(path, options)))
         else:
-            for batch in bars.read(path, options):
+            for batch in bars.read(path, options, told):
                 pipe.send(("more", (_bytes(batch.good), _bytes(batch.rejected))))
     except RefusedFileError as error:
         return "refused", error.message
     except ConfigError as error:
         return "wrong", error.message
-    return "end", None
+    return "end", told.warnings
 
 
 def _bytes(table: "pa.Table") -> bytes:

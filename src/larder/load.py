@@ -181,6 +181,8 @@ def _load_file(
             raise RefusedFileError(f"{path}: it changed while it was read: load it when it is complete.")
         connection.execute(REMEMBER, identity)
         connection.execute(ACCEPT, [_key(path)])
+    for warning in reader.warnings:
+        event("odd", level=logging.WARNING, file=path.name, what=warning)
     if result.rejected:
         event("rejected", level=logging.WARNING, file=path.name, bars=result.rejected, see="market_data.rejected_bars")
     event("loaded", file=path.name, bars=result.bars, changed=result.changed, seconds=monotonic() - started)

@@ -303,3 +303,11 @@ def test_fuzzed_files_stop_nothing_and_store_no_bar_that_they_did_not_hold(url, 
         f"{seconds:.0f} s, memory in MB {memory}"
     )
     assert max(memory.values()) < 1500, memory
+
+
+def test_bars_on_a_weekend_where_the_others_have_none_are_named(url, incoming, caplog):
+    days = [f"2024-01-{day:02}" for day in range(1, 32) if day % 7 not in (6, 0) or day == 13]
+    write(incoming / "AAPL.csv", [f"{day},1,3,1,2,9" for day in days])
+    with caplog.at_level("WARNING", "larder"):
+        load(url, [incoming])
+    assert "AAPL 2024-01-13" in caplog.text

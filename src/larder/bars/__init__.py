@@ -18,13 +18,13 @@ from larder.errors import ConfigError, RefusedFileError
 __all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "candidates", "inspect", "printable", "read"]
 
 
-def read(path: Path, options: Options | None = None) -> Iterator[Batch]:
-    """The bars of a file, judged.
+def read(path: Path, options: Options | None = None, told: Inspection | None = None) -> Iterator[Batch]:
+    """The bars of a file, judged; `told` is told of the file what an inspection tells.
 
     Raises RefusedFileError, with the file's name and the reason, where the file as a whole is not to be taken: before
     the first batch, or after the last one. Who stores bars stores nothing of such a file.
     """
-    told = Inspection(str(path))
+    told = told or Inspection(str(path))
     with _refusal(path):
         yield from _judged(path, options or Options(), told)
 
