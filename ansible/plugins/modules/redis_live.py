@@ -179,11 +179,16 @@ def newer_unit_files(module: AnsibleModule, unit: str) -> list[str]:
     return [str(file) for file in files if file.exists() and file.stat().st_mtime > time.time() - age]
 
 
-def directory_is_gone(module: AnsibleModule, unit: str) -> bool:
-    """Whether the directory in which the unit's process works was removed; one of the same name may be there again."""
+def main_process(module: AnsibleModule, unit: str) -> int:
+    """Return the process of a unit; 0 where none runs."""
     _, pid, _ = module.run_command(["systemctl", "show", "--property=MainPID", "--value", unit], check_rc=True)
+    return int(pid)
+
+
+def directory_is_gone(process: int) -> bool:
+    """Whether the directory in which a process works was removed; one of the same name may be there again."""
     try:
-        return str(Path("/proc", pid.strip(), "cwd").readlink()).endswith(" (deleted)")
+        return str(Path(f"/proc/{process}/cwd").readlink()).endswith(" (deleted)")
     except OSError:
         return False  # no process
 
@@ -278,7 +283,7 @@ def main() -> None:
     users: list[str] = []
     ended = 0
     restart = [f"{file} is newer than the process" for file in newer_unit_files(module, module.params["unit"])]
-    if directory_is_gone(module, module.params["unit"]):
+    if directory_is_gone(main_process(module, module.params["unit"])):
         restart.append("its data directory was removed")
     try:
         redis = log_in(module, config["unixsocket"])
