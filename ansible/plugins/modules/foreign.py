@@ -407,6 +407,9 @@ def main() -> None:
     )
 
     def run(command: list[str]) -> tuple[int, str]:
+        # A bare host has neither nft nor psql.
+        if module.get_bin_path(command[0]) is None:
+            return 127, ""
         code, out, _ = module.run_command(command, cwd="/")
         return code, out
 
