@@ -100,7 +100,12 @@ def test_the_stacks_own_cluster_is_not_foreign(root: Path, ours: str) -> None:
     assert sentences(0, "shop\n", postgresql=POSTGRESQL) == []
 
 
-REDIS = {"config": "/etc/redis/redis.conf", "package": "redis-server", "ours": "/etc/ours"}
+REDIS = {
+    "config": "/etc/redis/redis.conf",
+    "package": "redis-server",
+    "ours": "/etc/ours",
+    "named": "/etc/larder/tls/redis/",
+}
 
 
 def free_port() -> int:
@@ -121,6 +126,13 @@ def test_a_redis_with_settings_and_data_is_named(root: Path) -> None:
     assert sentence == f"it has a Redis of somebody else: {path} is not Debian's; data in {root}/dump.rdb{GIVE_UP}"
     write(root / "etc/ours", "")
     assert sentences(0, "", redis=REDIS) == []
+
+
+def test_the_stacks_own_configuration_is_known_when_the_file_beside_it_is_lost(root: Path) -> None:
+    path = write(root / "etc/redis/redis.conf", f"port {free_port()}\ntls-key-file /etc/larder/tls/redis/1/tls.key\n")
+    assert sentences(0, "", redis=REDIS) == []
+    path.write_text(path.read_text().replace("larder", "shop"))
+    assert len(sentences(0, "", redis=REDIS)) == 1
 
 
 @pytest.mark.parametrize("password", ["", "hunter2hunter2"])
@@ -150,7 +162,8 @@ def test_the_keys_of_a_redis_that_runs_are_counted_or_said_to_be_unknown(root: P
 def test_the_frontends_of_an_haproxy_are_named(root: Path) -> None:
     text = "global\n  log x\nfrontend shop\n  bind *:443 ssl\n  bind :80\nbackend b\n  bind x\nlisten stats # x\n"
     path = write(root / "etc/haproxy/haproxy.cfg", text)
-    look = {"config": "/etc/haproxy/haproxy.cfg", "package": "haproxy", "ours": "/etc/haproxy/tokens.map"}
+    look = {"config": "/etc/haproxy/haproxy.cfg", "package": "haproxy"}
+    look |= {"ours": "/etc/haproxy/tokens.map", "named": "/etc/larder/tls/gateway/"}
     (sentence,) = sentences(0, "", haproxy=look)
     assert sentence == (
         f"it has an HAProxy of somebody else: {path} is not Debian's and has frontend shop at *:443 :80, listen stats"
@@ -162,13 +175,16 @@ def test_the_frontends_of_an_haproxy_are_named(root: Path) -> None:
 
 def test_a_directory_and_a_user_of_somebody_else_are_named(tmp_path: Path) -> None:
     home = tmp_path / "feast"
-    look = {"user": "nobody-of-this-name", "path": str(home), "ours": str(home / "venvs")}
+    look = {"user": "nobody-of-this-name", "path": str(home), "ours": [str(home / "venvs"), str(home / "current")]}
     assert sentences(home=look) == []
     home.mkdir()
     assert sentences(home=look) == []
     (home / "photos").mkdir()
     assert "is somebody else's (it holds photos)" in sentences(home=look)[0]
     (home / "venvs").mkdir()
+    assert sentences(home=look) == []
+    (home / "venvs").rmdir()
+    (home / "current").symlink_to(home / "venvs")
     assert sentences(home=look) == []
     assert "it has a user root of somebody else (home /root, shell" in sentences(home=look | {"user": "root"})[0]
 

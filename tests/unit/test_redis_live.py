@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,14 @@ def test_sessions_are_named_by_login_address_and_begin() -> None:
         "serve_gaaaaaaaa from 10.0.0.5 (2 since 1970-01-01 23:59:00)"
     )
     assert redis_live.sessions_of(["serve_gcccccccc"], clients, 86_400.0) == ""
+
+
+def test_a_data_directory_that_was_removed_under_the_process_is_noticed(tmp_path: Path) -> None:
+    data = tmp_path / "redis"
+    data.mkdir()
+    with subprocess.Popen(["cat"], cwd=data, stdin=subprocess.PIPE) as process:
+        assert not redis_live.directory_is_gone(process.pid)
+        data.rmdir()
+        data.mkdir()  # as the role does before it looks
+        assert redis_live.directory_is_gone(process.pid)
+    assert not redis_live.directory_is_gone(0)

@@ -35,13 +35,15 @@ options:
     description: The cluster that the stack would take, as C(version/name), and the stack's C(database) in it.
     type: dict
   redis:
-    description: "Its configuration: C(config), its Debian C(package), and C(ours), a file that only the stack writes."
+    description: >-
+      Its configuration: C(config), its Debian C(package), and two signs of the stack, for one may be lost: C(ours), a
+      file that only the stack writes, and C(named), a path that only the stack's configuration names.
     type: dict
   haproxy:
     description: As for C(redis).
     type: dict
   home:
-    description: "A system user and its home: C(user), C(path), and C(ours), a path that only the stack makes."
+    description: "A system user and its home: C(user), C(path), and C(ours), paths that only the stack makes."
     type: dict
   firewall:
     description: The C(ports) that a firewall of the host's own must name until C(ours), a file of the stack, is there.
@@ -60,7 +62,8 @@ EXAMPLES = r"""
     service: redis
     ports: {larder_redis_port: [6379]}
     unit: redis-server[.]service
-    redis: {config: /etc/redis/redis.conf, package: redis-server, ours: /etc/credstore.encrypted/redis.maintenance}
+    redis: {config: /etc/redis/redis.conf, package: redis-server, ours: /etc/credstore.encrypted/redis.maintenance,
+            named: /etc/larder/tls/redis/}
     variable: redis_take_over
     given_up: "{{ redis_take_over }}"
 """
@@ -74,6 +77,7 @@ ansible_facts:
 
 import hashlib  # noqa: E402 - the documentation stands first, as Ansible asks
 import json  # noqa: E402
+import os  # noqa: E402
 import pwd  # noqa: E402
 import re  # noqa: E402
 import shlex  # noqa: E402
@@ -270,9 +274,14 @@ def keys(config: Mapping[str, Sequence[str]]) -> str:
     return f"it listens on port {port} and has {number} keys" if number else ""
 
 
-def redis(run: Run, config: str, package: str, ours: str) -> Iterator[str]:
+def is_ours(path: Path, ours: str, named: str) -> bool:
+    """Whether the stack wrote a configuration, by either of its signs."""
+    return (ROOT / ours.lstrip("/")).exists() or (path.exists() and named in path.read_text(errors="replace"))
+
+
+def redis(run: Run, config: str, package: str, ours: str, named: str) -> Iterator[str]:
     path = ROOT / config.lstrip("/")
-    if (ROOT / ours.lstrip("/")).exists():
+    if is_ours(path, ours, named):
         return
     parts = []
     held = settings(path.read_text(errors="replace")) if path.exists() else {}
@@ -291,14 +300,14 @@ def redis(run: Run, config: str, package: str, ours: str) -> Iterator[str]:
         yield f"it has a Redis of somebody else: {'; '.join(parts)}"
 
 
-def haproxy(run: Run, config: str, package: str, ours: str) -> Iterator[str]:
+def haproxy(run: Run, config: str, package: str, ours: str, named: str) -> Iterator[str]:
     path = ROOT / config.lstrip("/")
-    if not (ROOT / ours.lstrip("/")).exists() and not untouched(path, package, run):
+    if not is_ours(path, ours, named) and not untouched(path, package, run):
         has = listed(proxies(path.read_text(errors="replace"))) or "no frontend"
         yield f"it has an HAProxy of somebody else: {path} is not Debian's and has {has}"
 
 
-def home(user: str, path: str, ours: str) -> Iterator[str]:
+def home(user: str, path: str, ours: Sequence[str]) -> Iterator[str]:
     try:
         account = pwd.getpwnam(user)
     except KeyError:
@@ -308,7 +317,7 @@ def home(user: str, path: str, ours: str) -> Iterator[str]:
             where = f"home {account.pw_dir}, shell {account.pw_shell}"
             yield f"it has a user {user} of somebody else ({where}): give the stack's user another name, larder_user"
     directory = Path(path)
-    if directory.exists() and not Path(ours).exists():
+    if directory.exists() and not any(os.path.lexists(own) for own in ours):
         if not directory.is_dir():
             yield f"{path} is no directory: give the stack another one, larder_home"
         elif held := sorted(entry.name for entry in directory.iterdir()):

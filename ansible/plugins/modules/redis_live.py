@@ -19,7 +19,9 @@ options:
     type: path
     required: true
   unit:
-    description: The systemd unit. Files of it that are newer than the process are a reason to restart.
+    description: >-
+      The systemd unit. Files of it that are newer than the process are a reason to restart, and so is a data directory
+      that was removed under the process, for nothing that it writes there would be found again.
     type: str
     required: true
   user:
@@ -177,6 +179,20 @@ def newer_unit_files(module: AnsibleModule, unit: str) -> list[str]:
     return [str(file) for file in files if file.exists() and file.stat().st_mtime > time.time() - age]
 
 
+def main_process(module: AnsibleModule, unit: str) -> int:
+    """Return the process of a unit; 0 where none runs."""
+    _, pid, _ = module.run_command(["systemctl", "show", "--property=MainPID", "--value", unit], check_rc=True)
+    return int(pid)
+
+
+def directory_is_gone(process: int) -> bool:
+    """Whether the directory in which a process works was removed; one of the same name may be there again."""
+    try:
+        return str(Path(f"/proc/{process}/cwd").readlink()).endswith(" (deleted)")
+    except OSError:
+        return False  # no process
+
+
 def log_in(module: AnsibleModule, path: str) -> Redis:
     credential = Path(module.params["credential"])
     _, password, _ = module.run_command(
@@ -267,6 +283,8 @@ def main() -> None:
     users: list[str] = []
     ended = 0
     restart = [f"{file} is newer than the process" for file in newer_unit_files(module, module.params["unit"])]
+    if directory_is_gone(main_process(module, module.params["unit"])):
+        restart.append("its data directory was removed")
     try:
         redis = log_in(module, config["unixsocket"])
     except (OSError, RedisError):

@@ -257,6 +257,35 @@ def test_bad_variable_ends_the_run_with_one_sentence(site: Any, variables: dict[
     assert all(word in sentence(run) for word in words), run.output
 
 
+def test_lost_state_is_named_first_and_comes_back_in_one_run(site: Any, inventory: Any, client: Any) -> None:
+    database, pipeline, cache = (inventory.host(name) for name in ("database1", "pipeline1", "cache1"))
+    count = "runuser -u postgres -- psql -XAt feast -c 'SELECT count(*) FROM market_data.ohlcv_daily'"
+    bars = database.check_output(count)
+    expected = client.read([CLOSE], ["GOOG.US", "SP500"])
+    database.check_output("rm -rf /var/lib/postgresql/17/main")
+    cache.check_output("rm -rf /var/lib/redis /etc/redis/users.acl /etc/credstore.encrypted/redis.maintenance")
+    pipeline.check_output(
+        "rm -rf /opt/feast/feature_repo /opt/feast/current/bin/python* /var/lib/larder/metrics"
+        " /etc/credstore.encrypted/pipeline_url"
+    )
+
+    run = site()
+    assert run.code != 0, run.output
+    assert not any(run.changed.values()), run.output
+    assert "database1: PostgreSQL's data directory /var/lib/postgresql/17/main does not exist" in sentence(run)
+    assert "timescaledb_recreate_lost_cluster: true" in sentence(run)
+
+    run = site(variables={"timescaledb_recreate_lost_cluster": True})
+    assert run.code == 0, run.output
+    assert database.check_output(count) == bars
+    assert client.read([CLOSE], ["GOOG.US", "SP500"]) == expected
+    assert "healthy" in pipeline.check_output("/usr/local/sbin/larder status")
+
+    run = site()
+    assert run.code == 0, run.output
+    assert not any(run.changed.values()), run.output
+
+
 def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory: Any) -> None:
     cache1 = inventory.host("cache1")
     # The firewall of the host itself: SSH does not answer for a while.
