@@ -79,8 +79,10 @@ class Reader:
 
     def _start(self) -> Connection:
         if self._pipe is None:
-            # Not a fork: a thread of pyarrow could hold a lock at that moment.
-            context = multiprocessing.get_context("spawn")
+            # Not a fork of this process: a thread of pyarrow could hold a lock at that moment. Pandas is what pyarrow imports
+            # for its first array: once, before the forks.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["larder.bars.judge", "larder.bars.survey", "pandas"])
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
             self._process.start()
