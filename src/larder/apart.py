@@ -79,8 +79,8 @@ class Reader:
 
     def _start(self) -> Connection:
         if self._pipe is None:
-            # Not a fork of this process: a thread of pyarrow could hold a lock at that moment. Pandas is what pyarrow imports
-            # for its first array: once, before the forks.
+            # Not a fork of this process: a thread of pyarrow could hold a lock at that moment. Pandas, which pyarrow
+            # imports for its first array, is imported once, before the forks.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["larder.bars.judge", "larder.bars.survey", "pandas"])
             self._pipe, theirs = context.Pipe()
