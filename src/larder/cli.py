@@ -4,14 +4,16 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from larder import log
+from larder import files, log
 from larder.credentials import Credentials
-from larder.errors import LarderError, RefusedFileError, UnhealthyError
+from larder.errors import ConfigError, LarderError, RefusedFileError, UnhealthyError
 from larder.pipeline import STAGES
 
 EXIT_CODES = """\b
@@ -64,22 +66,145 @@ def main(context: click.Context, credentials: Path | None, *, debug: bool) -> No
     context.obj = Credentials(credentials)
 
 
-@main.command(epilog=EXIT_CODES)
-@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR...", type=click.Path(exists=True, path_type=Path))
-@pass_credentials
-def load(credentials: Credentials, paths: tuple[Path, ...]) -> None:
-    """Load daily bars from CSV and Parquet files.
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help=f"What holds of files, as the inventory says it.  [default: {files.PATH}]",
+)
 
-    Of a directory each new or changed file is loaded once; a FILE is loaded whenever it is named. The symbol is in a
-    column or else the file's name (GOOG.US.csv). Impossible bars go into market_data.rejected_bars, with the reason.
+
+def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a user may say of files; an option that is not given is left to the configuration and to the format."""
+    options = [
+        click.option("--format", help="Read them as this format; `larder formats` lists all."),
+        click.option("--columns", metavar="FIELD=COLUMN,...", help="Which column is what, e.g. close=Price,date=Day."),
+        click.option("--symbol", help="The symbol of files that have no column for it."),
+        click.option("--zone", help="The market's time zone, e.g. America/New_York: times become days there."),
+        click.option("--day-starts", metavar="HH:MM", help="A trading day begins then, on the evening before."),
+        click.option("--decimal", metavar=". or ,", help="The decimal mark."),
+        click.option("--dates", metavar="D/M/Y or M/D/Y", help="What comes first in a date such as 3/4/2025."),
+        click.option("--encoding", help="E.g. utf-16 or cp1252."),
+        click.option("--resample", metavar="1d", help="Make daily bars of intraday ones."),
+        config_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, judged."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "columns" in given:
+        given["columns"] = files.columns(given["columns"])
+    return {name: files.check(name, value) for name, value in given.items()}
+
+
+def _present(paths: tuple[Path, ...]) -> None:
+    """Every path is there, as far as this user may look; what a file is and holds is judged later."""
+    for path in paths:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            if not path.is_symlink():
+                raise ConfigError(_missing(path)) from None
+        except PermissionError:
+            raise ConfigError(_no_look(path.absolute())) from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be looked at: {error.strerror}.") from None
+
+
+def _no_look(path: Path) -> str:
+    from larder.apart import user
+
+    closed = next((p for p in reversed(path.parents) if not os.access(p, os.X_OK)), path.parent)
+    return (
+        f"The user {user()} may not look into {closed}, so {path} cannot be read: copy it to a place where everybody "
+        f"may read it, such as /tmp, or to {INCOMING}."
+    )
+
+
+def _missing(path: Path) -> str:
+    """Where a relative name was typed in a folder that this user may not enter, it is not looked for there."""
+    typed_in = os.environ.get("LARDER_TYPED_IN", "")
+    if typed_in and not path.is_absolute() and not os.access(typed_in, os.X_OK):
+        return _no_look(Path(typed_in, path))
+    return f"{path} does not exist."
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR...", type=click.Path(path_type=Path))
+@file_options
+@pass_credentials
+def load(credentials: Credentials, /, paths: tuple[Path, ...], config: Path | None, **options: Any) -> None:
+    """Load daily bars from files: CSV of many kinds, Parquet, also compressed.
+
+    Of a directory each new or changed file is loaded once; a FILE is loaded whenever it is named. `larder inspect` says
+    what a load would do. Impossible bars go into market_data.rejected_bars, with the reason.
     """
+    given = _given(options)
+    _present(paths)
+    held = files.read(config)
     from larder.load import load as load_files
 
-    loaded = load_files(credentials.load_url, paths)
+    loaded = load_files(credentials.load_url, paths, held, given)
     if loaded.refused:
         raise RefusedFileError(
             f"{loaded.refused} of the files could not be understood (see above); the others were loaded."
         )
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("paths", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@file_options
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list with an object for each file.")
+def inspect(paths: tuple[Path, ...], config: Path | None, *, as_json: bool, **options: Any) -> None:
+    """Say what a load of files would do, and change nothing.
+
+    Needs neither credentials nor a database. Of a directory, it inspects each file. Ends with 3 if a file would be
+    refused, and says of each why.
+    """
+    given = _given(options)
+    _present(paths)
+    chosen = files.read(config).options(given)
+    from larder.apart import Reader
+    from larder.bars import candidates
+    from larder.inspection import as_text
+
+    refused = 0
+    found: list[dict[str, Any]] = []
+    with Reader() as reader:
+        for path in (
+            p for given_path in paths for p in (candidates(given_path) if given_path.is_dir() else [given_path])
+        ):
+            inspection = reader.inspect(path, chosen)
+            refused += inspection.refusal is not None
+            if as_json:
+                found.append(inspection.as_dict())
+            else:
+                click.echo(as_text(inspection) + "\n")
+    if as_json:
+        click.echo(json.dumps(found, indent=2, default=str))
+    if refused:
+        raise RefusedFileError(f"{refused} of the files would be refused (see above).")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option(
+    "--check", type=click.Path(path_type=Path), help="Only judge this file of settings, as --config reads it."
+)
+@config_option
+def formats(check: Path | None, config: Path | None) -> None:
+    """List the formats that files may have: those of the inventory, then those that Larder brings."""
+    held = files.read(check or config)
+    if check:
+        return
+    from larder.bars import catalogue
+
+    listed = catalogue.load(held.formats).formats
+    width = max(len(entry.name) for entry in listed) + 2
+    for entry in listed:
+        click.echo(f"{entry.name:<{width}}{entry.title}".rstrip())
 
 
 @main.command(epilog=EXIT_CODES)
@@ -131,14 +256,20 @@ def _stages(_context: click.Context, _parameter: click.Parameter, value: str) ->
 )
 @days_option
 @click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom here, for node_exporter.")
+@config_option
 @pass_credentials
 def run(
-    credentials: Credentials, stages: list[str], incoming: tuple[Path, ...], days: int, metrics_dir: Path | None
+    credentials: Credentials,
+    stages: list[str],
+    incoming: tuple[Path, ...],
+    days: int,
+    metrics_dir: Path | None,
+    config: Path | None,
 ) -> None:
     """Run the pipeline: load, compute, materialize. Only one runs at a time, on whichever host."""
     from larder.pipeline import run as run_stages
 
-    run_stages(credentials, stages, incoming, days=days, metrics_dir=metrics_dir)
+    run_stages(credentials, stages, incoming, days=days, metrics_dir=metrics_dir, files=files.read(config))
 
 
 @main.command(epilog=EXIT_CODES)

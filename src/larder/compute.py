@@ -1,5 +1,6 @@
 """`larder compute`: features from bars, for the symbols whose bars changed."""
 
+import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ from psycopg import sql
 from tqdm import tqdm
 
 from larder import binary, db, definitions
+from larder.errors import SymbolsError, reason
 from larder.indicators import INTEGERS, MEMORY, TOTALS, VIEWS, Array, Bars
 from larder.indicators import compute as features_of
-from larder.log import event
+from larder.log import event, logger, printable
 
 WORKERS = 2  # while PostgreSQL writes the one's rows, the other computes
 BARS_AT_ONCE = 50_000  # what one transaction holds in memory
@@ -59,8 +61,10 @@ ON CONFLICT (symbol) DO UPDATE SET since = least(pending.since, excluded.since),
 def compute(url: str, *, full: bool = False) -> int:
     """Recompute every symbol with a pending change; returns the number of feature rows written.
 
-    With `full`, and where the definitions of the features have changed, every symbol is recomputed.
+    With `full`, and where the definitions of the features have changed, every symbol is recomputed. A symbol that
+    cannot be computed keeps no other out: SymbolsError at the end.
     """
+    failed: dict[str, str] = {}
     with db.connect(url, "compute") as connection:
         # What one compute finds missing in the tables, no other one writes meanwhile.
         connection.execute("SELECT pg_advisory_lock(hashtextextended('larder compute', 0))")
@@ -73,17 +77,23 @@ def compute(url: str, *, full: bool = False) -> int:
         ):
             try:
                 workers = [
-                    pool.submit(_work, url, groups, progress, full=full) for _ in range(min(WORKERS, len(groups)))
+                    pool.submit(_work, url, groups, failed, progress, full=full)
+                    for _ in range(min(WORKERS, len(groups)))
                 ]
                 written = sum(worker.result() for worker in workers)
             finally:
                 groups.clear()
+        if failed:
+            raise SymbolsError(failed, written)
         definitions.note(connection)
     return written
 
 
-def _work(url: str, groups: deque[list[str]], progress: tqdm, *, full: bool) -> int:
-    """Compute groups until there are no more, each in a transaction; return the number of rows written."""
+def _work(url: str, groups: deque[list[str]], failed: dict[str, str], progress: tqdm, *, full: bool) -> int:
+    """Compute groups until there are no more, each in a transaction; return the number of rows written.
+
+    A group that fails is computed symbol by symbol, and the symbols that fail are noted with the reason.
+    """
     written = 0
     with db.connect(url, "compute") as connection:
         for view, names in VIEWS.items():
@@ -97,8 +107,19 @@ def _work(url: str, groups: deque[list[str]], progress: tqdm, *, full: bool) -> 
             except IndexError:
                 return written
             started = monotonic()
-            with connection.transaction():
-                count = _compute_group(connection, group, full=full)
+            try:
+                with connection.transaction():
+                    count = _compute_group(connection, group, full=full)
+            except Exception as error:
+                if not db.is_about_data(error):
+                    raise
+                logger.debug("compute", exc_info=True)
+                if len(group) > 1:
+                    groups.extend([symbol] for symbol in group)
+                else:
+                    failed[group[0]] = printable(reason(error))
+                    event("failed", level=logging.ERROR, symbol=group[0], reason=failed[group[0]])
+                continue
             written += count
             progress.update(len(group))
             event("computed", symbols=len(group), rows=count, seconds=monotonic() - started)

@@ -48,6 +48,30 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def is_about_data(error: Exception) -> bool:
+    """Whether an error is the fault of what was written, and not that of the server, the connection or the rights."""
+    if not isinstance(error, psycopg.Error):
+        return not isinstance(error, LarderError)
+    # Data that PostgreSQL refuses, and what is too large for it; without a code, psycopg itself refused a value.
+    code = error.sqlstate or ("22" if isinstance(error, psycopg.DataError) else "")
+    return code.startswith(("22", "23", "54", "XX000"))
+
+
+HELD = """
+SELECT EXISTS (
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (classid::bigint << 32) | objid::bigint = hashtextextended(%s, 0)
+)
+"""
+
+
+def is_locked(connection: psycopg.Connection, name: str) -> bool:
+    """Whether somebody holds the advisory lock `name` of this database."""
+    held: bool = connection.execute(HELD, [name]).fetchall()[0][0]
+    return held
+
+
 @contextmanager
 def try_lock(connection: psycopg.Connection, name: str) -> Iterator[None]:
     """Hold the advisory lock `name` of this database, or fail at once. It ends with the session, however that ends."""

@@ -1,5 +1,7 @@
 """What can go wrong, each with the exit code that tells a caller what to do."""
 
+from collections.abc import Mapping
+
 import click
 
 
@@ -31,3 +33,20 @@ class UnhealthyError(LarderError):
     """The stores answer, but not as they should (exit code 5)."""
 
     exit_code = 5
+
+
+class SymbolsError(LarderError):
+    """Some symbols could not be computed; all else was done (exit code 1)."""
+
+    def __init__(self, failed: Mapping[str, str], rows: int) -> None:
+        some = "; ".join(f"{symbol} ({why})" for symbol, why in list(failed.items())[:5])
+        super().__init__(
+            f"{len(failed)} of the symbols could not be computed: {some}{' …' if len(failed) > 5 else ''}."
+        )
+        self.rows = rows
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line."""
+    what = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {what}" if what else type(error).__name__

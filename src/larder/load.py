@@ -2,21 +2,23 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
-import numpy as np
 import psycopg
 import pyarrow as pa
 from psycopg import sql
 from tqdm import tqdm
 
-from larder import bars, db
-from larder.errors import RefusedFileError
-from larder.log import event, logger
+from larder import apart, bars, db
+from larder.errors import RefusedFileError, reason
+from larder.files import Files
+from larder.log import event, logger, printable
 
 TABLE = "market_data.ohlcv_daily"
 COLUMNS = (*db.KEY, *bars.PRICES, "volume")
@@ -25,34 +27,11 @@ BARS_IN_MEMORY = 1 << 19  # of one file; where it has more, they wait in a tempo
 STAGE = """
 CREATE TEMP TABLE staged_bars (
     symbol text, event_timestamp timestamptz, open float8, high float8, low float8, close float8, adjusted_close float8,
-    volume bigint, seconds int, line bigint GENERATED ALWAYS AS IDENTITY
+    volume float8
 ) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE staged_rejects (
     symbol text, event_timestamp timestamptz, reason text, bar text
 ) ON COMMIT DELETE ROWS
-"""
-
-INTRADAY = """
-SELECT symbol, event_timestamp::date, min(seconds) * interval '1 second', max(seconds) * interval '1 second'
-FROM staged_bars GROUP BY 1, 2 HAVING min(seconds) <> max(seconds) LIMIT 1
-"""
-
-# The first of several bars of one symbol and date stays; the others go, as rejects where they say something else.
-DUPLICATES = """
-WITH twice AS (
-    SELECT symbol, event_timestamp, min(line) AS first FROM staged_bars GROUP BY 1, 2 HAVING count(*) > 1
-), gone AS (
-    DELETE FROM staged_bars s USING twice t
-    WHERE (s.symbol, s.event_timestamp) = (t.symbol, t.event_timestamp) AND s.line <> t.first
-    RETURNING s.*, t.first
-)
-INSERT INTO staged_rejects
-SELECT g.symbol, g.event_timestamp, 'a duplicate with other values: the first one stays',
-       format('open=%s high=%s low=%s close=%s adjusted_close=%s volume=%s',
-              g.open, g.high, g.low, g.close, g.adjusted_close, g.volume)
-FROM gone g JOIN staged_bars f ON f.line = g.first
-WHERE (g.open, g.high, g.low, g.close, g.adjusted_close, g.volume)
-    IS DISTINCT FROM (f.open, f.high, f.low, f.close, f.adjusted_close, f.volume)
 """
 
 REJECT = """
@@ -78,6 +57,15 @@ INSERT INTO market_data.loaded_files (path, size, sha256) VALUES (%s, %s, %s)
 ON CONFLICT (path) DO UPDATE SET (size, sha256, loaded_at) = (excluded.size, excluded.sha256, now())
 """
 
+REFUSE = """
+INSERT INTO market_data.refused_files AS known (path, reason) VALUES (%s, %s)
+ON CONFLICT (path) DO UPDATE SET (reason, refused_at) = (excluded.reason, excluded.refused_at)
+WHERE known.reason <> excluded.reason
+"""
+ACCEPT = "DELETE FROM market_data.refused_files WHERE path = %s"
+# Those that are no longer in a directory.
+FORGET = "DELETE FROM market_data.refused_files WHERE (path = %s OR starts_with(path, %s)) AND path <> ALL (%s)"
+
 
 @dataclass
 class Loaded:
@@ -89,18 +77,24 @@ class Loaded:
     refused: int = 0
 
 
-def load(url: str, paths: Iterable[Path]) -> Loaded:
-    """Load files, and of directories each new or changed file. A file that is refused does not keep the others out."""
+def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Mapping[str, Any] | None = None) -> Loaded:
+    """Load files, and of directories each new or changed file; `given` are options that hold for each of them.
+
+    Whatever a file holds, and whatever happens while it is read: it is refused, and the others are loaded.
+    """
     total = Loaded()
-    with db.connect(url, "load") as connection:
+    options = (files or Files()).options(given or {})
+    with db.connect(url, "load") as connection, apart.Reader() as reader:
         connection.execute(STAGE)
         # Each file is whole or not there, but need not wait for the disk: the last transaction does, for all of them.
         connection.execute("SET synchronous_commit = off")
-        for path, once in _files(paths):
+        for path, once in _files(connection, paths):
             try:
-                one = _load_file(connection, path, once=once)
-            except RefusedFileError as error:
-                event("refused", level=logging.ERROR, reason=error.message)
+                one = _load_file(connection, reader, path, options, once=once)
+            except Exception as error:
+                if not (isinstance(error, RefusedFileError) or db.is_about_data(error)):
+                    raise
+                _refuse(connection, path, error, remember=once)
                 total.refused += 1
             else:
                 total.bars += one.bars
@@ -111,89 +105,98 @@ def load(url: str, paths: Iterable[Path]) -> Loaded:
     return total
 
 
-def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
+def _files(connection: psycopg.Connection, paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
     """Files, and whether to load each only if it is new. The oldest come first: the newest has the last word."""
+
+    def age(path: Path) -> tuple[int, Path]:
+        try:
+            return path.stat().st_mtime_ns, path
+        except OSError:  # it is refused when it is its turn
+            return 0, path
+
     for path in paths:
-        if path.is_dir():
-            found = [p for p in path.rglob("*") if p.name.lower().endswith(bars.SUFFIXES) and p.is_file()]
-            whole = [p for p in found if not p.name.startswith(".")]  # rsync and others write .name until it is whole
-            yield from ((p, True) for p in sorted(whole, key=lambda p: (p.stat().st_mtime_ns, p)))
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
+            found = sorted(bars.candidates(path), key=age)
+            connection.execute(FORGET, [_key(path), f"{_key(path).rstrip('/')}/", [_key(file) for file in found]])
+            yield from ((file, True) for file in found)
         else:
             yield path, False
 
 
-def _load_file(connection: psycopg.Connection, path: Path, *, once: bool) -> Loaded:
+def _key(path: Path) -> str:
+    return printable(path.absolute())
+
+
+def _refuse(connection: psycopg.Connection, path: Path, error: Exception, *, remember: bool) -> None:
+    if not isinstance(error, RefusedFileError):
+        logger.debug("load", exc_info=error)
+        error = RefusedFileError(f"{path}: it cannot be loaded: {reason(error)}.")
+    message = printable(error.message)
+    event("refused", level=logging.ERROR, reason=message)
+    if remember:
+        connection.execute(REFUSE, [_key(path), message])
+
+
+def _load_file(
+    connection: psycopg.Connection, reader: apart.Reader, path: Path, options: bars.Options, *, once: bool
+) -> Loaded:
     """In one transaction: the bars, the rejects, the note for compute and the note of the file."""
     started = monotonic()
+    before = apart.check(path)
     try:
-        before = path.stat()
         with path.open("rb") as file:
             identity = [str(path.resolve()), before.st_size, hashlib.file_digest(file, "sha256").hexdigest()]
     except OSError as error:
-        raise RefusedFileError(f"{path} cannot be read: {error.strerror}.") from error
+        raise RefusedFileError(f"{path}: it cannot be read: {error.strerror}.") from error
     if once and connection.execute(KNOWN, identity).rowcount:
         logger.debug("unchanged file=%s", path)
+        connection.execute(ACCEPT, [_key(path)])
         return Loaded()
     result = Loaded()
     with connection.transaction():
-        today = connection.execute("SELECT current_date").fetchall()[0][0]
         held: list[pa.Table] = []
-        rows = 0
         with tqdm(desc=path.name, unit=" bars", unit_scale=True, disable=None, leave=False) as progress:
-            for batch in bars.read(path, np.datetime64(today)):
+            for batch in reader.read(path, options):
                 held.append(batch.good)
-                rows += batch.good.num_rows
-                if rows > BARS_IN_MEMORY:
+                result.bars += batch.good.num_rows
+                result.rejected += batch.rejected.num_rows
+                if result.bars > BARS_IN_MEMORY:
                     _stage(connection, held)
                 if batch.rejected.num_rows:
                     db.copy_in(connection, "staged_rejects", batch.rejected)
                 progress.update(batch.good.num_rows + batch.rejected.num_rows)
         # Two loads of the same symbols would otherwise lock the same rows in different orders.
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('larder load', 0))")
-        changed = _append(connection, held) if rows <= BARS_IN_MEMORY else []
-        result.bars = result.changed = sum(count for _, _, count in changed)
-        if result.bars < rows:
+        changed = _append(connection, held) if result.bars <= BARS_IN_MEMORY else []
+        if sum(count for _, _, count in changed) < result.bars:
             _stage(connection, held)
-            if intraday := connection.execute(INTRADAY).fetchone():
-                symbol, day, first, last = intraday
-                raise RefusedFileError(
-                    f"{path} holds intraday bars ({symbol} has {first} and {last} on {day}); "
-                    "one bar per day is allowed."
-                )
-            connection.execute(DUPLICATES)
-            result.bars += connection.execute("SELECT count(*) FROM staged_bars").fetchall()[0][0]
             merge = sql.SQL(MERGE).format(upsert=db.upsert(TABLE, "staged_bars", COLUMNS))
-            merged = connection.execute(merge).fetchall()
-            result.changed += sum(count for _, _, count in merged)
-            changed += merged
-        result.rejected = connection.execute("SELECT count(*) FROM staged_rejects").fetchall()[0][0]
+            changed += connection.execute(merge).fetchall()
         if result.rejected:
             connection.execute(REJECT, [path.name])
         if changed:
             connection.execute(NOTE, [[symbol for symbol, _, _ in changed], [since for _, since, _ in changed]])
-        after = path.stat()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise RefusedFileError(f"{path} changed while it was read; load it again when it is complete.")
+        result.changed = sum(count for _, _, count in changed)
+        if _state(apart.check(path)) != _state(before):
+            raise RefusedFileError(f"{path}: it changed while it was read: load it when it is complete.")
         connection.execute(REMEMBER, identity)
+        connection.execute(ACCEPT, [_key(path)])
     if result.rejected:
         event("rejected", level=logging.WARNING, file=path.name, bars=result.rejected, see="market_data.rejected_bars")
     event("loaded", file=path.name, bars=result.bars, changed=result.changed, seconds=monotonic() - started)
     return result
 
 
+def _state(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def _append(connection: psycopg.Connection, held: list[pa.Table]) -> list[tuple[str, date, int]]:
-    """Write the held bars that are newer than all of their symbol; the others stay held, and all where a key is twice.
+    """Write the held bars that are newer than all of their symbol; the others stay held.
 
     Returns symbols, the first bar of each that was written, and how many.
     """
-    if not held:
-        return []
-    rows = pa.concat_tables(held)
-    symbols = rows["symbol"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    keys = (symbols << 32) + rows["event_timestamp"].cast(pa.int32()).to_numpy()
-    if len(np.unique(keys)) < len(keys):
-        return []
-    written, others = db.append(connection, TABLE, rows, COLUMNS)
+    written, others = db.append(connection, TABLE, pa.concat_tables(held), COLUMNS)
     held[:] = [others]
     first = written.group_by("symbol").aggregate([("event_timestamp", "min"), ("event_timestamp", "count")])
     return list(zip(*(column.to_pylist() for column in first.select((0, 1, 2)).columns), strict=True))

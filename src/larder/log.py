@@ -33,8 +33,13 @@ def configure(level: str) -> None:
     logger.setLevel(level.upper())
 
 
+def printable(value: object) -> str:
+    """Text as one line that any terminal, journal and database takes: what a name or a file holds may be anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
 def _value(value: Any) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:.3f}" if isinstance(value, float) else printable(value)
     return f'"{text}"' if not text or any(c in text for c in ' ="') else text
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psycopg
 
-from larder import db, metrics
+from larder import db, metrics, runs
 from larder.apply import note_run
 from larder.credentials import Credentials
-from larder.errors import BusyError, LarderError, RefusedFileError
+from larder.errors import BusyError, LarderError, RefusedFileError, SymbolsError, reason
+from larder.files import Files
 from larder.log import event
 
 STAGES = ("load", "compute", "materialize")
@@ -31,6 +32,7 @@ class _Run:
     bars: int = 0
     rejected: int = 0
     refused: int = 0
+    not_computed: SymbolsError | None = None
     rows: int = 0
     stored: dict[str, float] = field(default_factory=dict)
 
@@ -42,22 +44,35 @@ def run(
     *,
     days: int = 7,
     metrics_dir: Path | None = None,
+    files: Files | None = None,
 ) -> None:
-    """Run the stages. A file that load refuses stops nothing, but the run then ends with RefusedFileError."""
+    """Run the stages. A file that is refused, and a symbol that cannot be computed, keep out nothing else.
+
+    The run then ends with RefusedFileError or SymbolsError.
+    """
     done = _Run()
     try:
         with db.connect(credentials.pipeline_url, "run") as connection, db.try_lock(connection, "larder run"):
             began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
-            for stage in STAGES:
-                if stage in stages:
-                    begun = time.monotonic()
-                    try:
-                        _stage(stage, credentials, incoming, days, done)
-                    finally:
-                        done.seconds[stage] = time.monotonic() - begun
-            if "materialize" in stages:
-                note_run(credentials, began)
-            done.stored = _stored(connection)
+            runs.begin(credentials)
+            try:
+                for stage in STAGES:
+                    if stage in stages:
+                        begun = time.monotonic()
+                        try:
+                            _stage(stage, credentials, incoming, days, files, done)
+                        finally:
+                            done.seconds[stage] = time.monotonic() - begun
+                if done.not_computed:
+                    raise done.not_computed
+                if "materialize" in stages:
+                    note_run(credentials, began)
+                done.stored = _stored(connection)
+            except BaseException as error:
+                with suppress(LarderError):  # where the database is lost, the note that it began stays
+                    runs.end(credentials, _why(error))
+                raise
+            runs.end(credentials)
             done.success = True
     except BusyError:  # the other one reports
         raise
@@ -69,16 +84,27 @@ def run(
         raise RefusedFileError(f"{done.refused} of the files could not be understood (see above); all else was done.")
 
 
-def _stage(stage: str, credentials: Credentials, incoming: Sequence[Path], days: int, done: _Run) -> None:
+def _why(error: BaseException) -> str:
+    if isinstance(error, LarderError):
+        return error.message
+    return "it was stopped." if isinstance(error, SystemExit | KeyboardInterrupt) else f"{reason(error)}."
+
+
+def _stage(
+    stage: str, credentials: Credentials, incoming: Sequence[Path], days: int, files: Files | None, done: _Run
+) -> None:
     if stage == "load":
         from larder.load import load
 
-        loaded = load(credentials.load_url, incoming)
+        loaded = load(credentials.load_url, incoming, files)
         done.bars, done.rejected, done.refused = loaded.changed, loaded.rejected, loaded.refused
     elif stage == "compute":
         from larder.compute import compute
 
-        done.rows = compute(credentials.pipeline_url)
+        try:
+            done.rows = compute(credentials.pipeline_url)
+        except SymbolsError as error:  # the others go on to the online store
+            done.not_computed, done.rows = error, error.rows
     else:
         from larder.materialize import materialize
 

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from larder import db, feast_store
+from larder import db, feast_store, runs
 from larder.credentials import Credentials
 from larder.errors import LarderError
 from larder.log import logger
@@ -20,6 +20,8 @@ BARS = """
 SELECT (SELECT max(event_timestamp) FROM market_data.ohlcv_daily), (SELECT count(*) FROM market_data.rejected_bars),
        (SELECT count(*) FROM market_data.pending_compute)
 """
+REFUSED = "SELECT path, reason FROM market_data.refused_files ORDER BY path"
+REFUSED_SHOWN = 10
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Status:
     age_seconds: float | None = None
     rejected_bars: int = 0
     pending_symbols: int = 0
+    last_run: runs.Run | None = None
+    refused_files: dict[str, str] = field(default_factory=dict)  # and why
     read: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -64,6 +68,7 @@ def status(credentials: Credentials, *, max_age_hours: float) -> Status:
         views = sorted(store.list_feature_views(), key=lambda v: v.name)
         result.views = [_view(connection, view, batch=view.name in batch) for view in views]
         _bars(connection, result)
+        _last_run(connection, credentials, result)
         now: datetime = connection.execute("SELECT now()").fetchall()[0][0]
         if not views:
             result.problems.append("No feature view is registered: run larder apply.")
@@ -97,6 +102,24 @@ def _view(connection: psycopg.Connection, view: Any, *, batch: bool) -> View:
 def _bars(connection: psycopg.Connection, result: Status) -> None:
     with suppress(*db.MISSING):  # a repository with views of its own has no bars
         result.newest_bar, result.rejected_bars, result.pending_symbols = connection.execute(BARS).fetchall()[0]
+
+
+def _last_run(connection: psycopg.Connection, credentials: Credentials, result: Status) -> None:
+    """What the last run left undone: it failed, refused files, or symbols wait though none is under way."""
+    under_way = db.is_locked(connection, "larder run")
+    result.last_run = runs.last(credentials, under_way=under_way)
+    if result.last_run and (problem := result.last_run.problem()):
+        result.problems.append(problem)
+    with suppress(*db.MISSING):  # a repository with views of its own has no files
+        result.refused_files = dict(connection.execute(REFUSED).fetchall())
+    shown = list(result.refused_files.values())[:REFUSED_SHOWN]
+    result.problems += [f"A file is refused: {reason}" for reason in shown]
+    if len(result.refused_files) > len(shown):
+        result.problems.append(f"{len(result.refused_files) - len(shown)} more files are refused.")
+    if result.pending_symbols and not under_way:
+        result.problems.append(
+            f"{result.pending_symbols} symbols wait to be computed: the next run does it, or larder run now."
+        )
 
 
 def _read(connection: psycopg.Connection, store: Any, views: list[Any], result: Status) -> None:
@@ -149,6 +172,8 @@ def as_text(result: Status) -> str:
         "",
         f"newest bar            {minute(result.newest_bar)}",
         f"last materialization  {minute(result.last_materialization)}{age}",
+        f"last run              {_told(result.last_run)}",
+        f"refused files         {len(result.refused_files):,}",
         f"rejected bars         {result.rejected_bars:,}",
         f"symbols to compute    {result.pending_symbols:,}",
     ]
@@ -157,3 +182,12 @@ def as_text(result: Status) -> str:
             f"online read           {result.read['features']} features in {result.read['latency_ms']:.1f} ms (median)"
         )
     return "\n".join([*lines, "", *(result.problems or ["healthy"])])
+
+
+def _told(run: runs.Run | None) -> str:
+    if run is None:
+        return "never"
+    if run.under_way:
+        return f"{run.began:%Y-%m-%d %H:%M}, under way"
+    how = "did not end" if run.ended is None else "failed" if run.failure else "succeeded"
+    return f"{run.began:%Y-%m-%d %H:%M}, {how}"

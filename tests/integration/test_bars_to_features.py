@@ -3,52 +3,23 @@
 import os
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import psycopg
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg.conninfo import make_conninfo
 
 from larder import compute as computing
 from larder import db, metrics, pipeline
 from larder.compute import TAKE, compute
-from larder.credentials import Credentials
 from larder.errors import BusyError, LarderError, RefusedFileError
 from larder.indicators import MEMORY, VIEWS
 from larder.load import load
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
-TABLES = yaml.safe_load((Path(__file__).parents[2] / "feature_repo/tables.yml").read_text())
 HEADER = "Date,Open,High,Low,Close,Volume\n"
-
-
-@pytest.fixture
-def url():
-    name = f"larder_test_{os.getpid()}"
-    with psycopg.connect(ADMIN, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE IF EXISTS {name}")
-        admin.execute(f"CREATE DATABASE {name}")
-        url = make_conninfo(ADMIN, dbname=name)
-        with psycopg.connect(url, autocommit=True) as connection:
-            for schema in TABLES["schemas"]:
-                connection.execute(f"CREATE SCHEMA {schema}")
-            for table in TABLES["tables"]:
-                columns = [
-                    f"{c['name']} {c['type']}"
-                    + ("" if c.get("nullable", True) else " NOT NULL")
-                    + (f" DEFAULT {c['default']}" if "default" in c else "")
-                    for c in table["columns"]
-                ]
-                keys = ", ".join(table["primary_key"]) if "primary_key" in table else None
-                columns += [f"PRIMARY KEY ({keys})"] if keys else []
-                connection.execute(f"CREATE TABLE {table['name']} ({', '.join(columns)})")
-        yield url
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def ask(url, query, *parameters):
@@ -73,11 +44,11 @@ def write(path, rows, header=HEADER):
 
 def test_a_file_loaded_twice_changes_nothing_and_rejects_nothing_again(url, tmp_path):
     file = write(
-        tmp_path / "GOOG.csv", [*lines(30), "2024-03-01,1,1,2,1,5", "2024-03-02,nan,3,1,2,5", "2024-01-01,1,3,1,2,5"]
+        tmp_path / "GOOG.csv", [*lines(60), "2024-03-01,1,1,2,1,5", "2024-03-02,nan,3,1,2,5", "2024-01-01,1,3,1,2,5"]
     )
     first, second = load(url, [file]), load(url, [file])
-    assert (first.bars, first.changed, first.rejected) == (30, 30, 3)
-    assert (second.bars, second.changed, second.rejected) == (30, 0, 3)
+    assert (first.bars, first.changed, first.rejected) == (60, 60, 3)
+    assert (second.bars, second.changed, second.rejected) == (60, 0, 3)
     rejected = ask(url, "SELECT symbol, event_timestamp::date::text, reason FROM market_data.rejected_bars ORDER BY 2")
     assert rejected == [
         ("GOOG", "2024-01-01", "a duplicate with other values: the first one stays"),
@@ -237,15 +208,6 @@ def test_a_bar_that_is_loaded_during_a_compute_is_computed_next(url, tmp_path):
         assert computing.execute("SELECT count(*) FROM market_data.ohlcv_daily").fetchone() == (30,)
     loading.join()
     assert ask(url, "SELECT symbol, since::date::text FROM market_data.pending_compute") == [("A", "2024-01-31")]
-
-
-@pytest.fixture
-def credentials(url, tmp_path):
-    directory = tmp_path / "credentials"
-    directory.mkdir()
-    for name in ("load_url", "pipeline_url"):
-        (directory / name).write_text(url + "\n")
-    return Credentials(directory)
 
 
 def test_a_run_writes_its_metrics(url, tmp_path, credentials):

@@ -20,6 +20,7 @@ from larder.errors import RefusedFileError
 SAMPLE = 1 << 18
 LARGEST = 16 << 30  # unpacked: an archive may hold more than any disk
 MEMBERS = 100_000
+BOOKKEEPING = {"_SUCCESS", "_metadata", "_common_metadata"}
 ENDING = re.compile(r"\.(?:csv|txt|tsv|tab|prn|dat|parquet|parq|pq|gz|gzip|bz2|xz|zip|zst)$", re.IGNORECASE)
 # What browsers and file managers add to the name of a second copy.
 COPY = re.compile(r"\s*(?:\(\d{1,3}\)| - (?:Copy|Kopie|copia)(?: \(\d+\))?| copy(?: \d+)?)$", re.IGNORECASE)
@@ -213,7 +214,9 @@ def candidates(directory: Path) -> Iterator[Path]:
     unreadable: list[Path] = []
     for folder, folders, names in os.walk(directory, onerror=failed):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        # What writers of Parquet data sets leave for other programs holds no bars. Links to folders are not followed.
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted({*names, *links} - BOOKKEEPING):
             if not name.startswith("."):
                 yield Path(folder, name)
         yield from unreadable

@@ -1,0 +1,54 @@
+"""A database of its own for each test, in the server whose superuser's URL is in LARDER_TEST_POSTGRES."""
+
+import os
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import psycopg
+import pytest
+import yaml
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from larder.credentials import Credentials
+
+ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
+TABLES = yaml.safe_load((Path(__file__).parents[2] / "feature_repo/tables.yml").read_text())
+
+
+@pytest.fixture
+def url():
+    name = f"larder_test_{os.getpid()}"
+    with psycopg.connect(ADMIN, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE IF EXISTS {name}")
+        admin.execute(f"CREATE DATABASE {name}")
+        url = make_conninfo(ADMIN, dbname=name)
+        with psycopg.connect(url, autocommit=True) as connection:
+            for schema in TABLES["schemas"]:
+                connection.execute(f"CREATE SCHEMA {schema}")
+            for table in TABLES["tables"]:
+                columns = [
+                    f"{c['name']} {c['type']}"
+                    + ("" if c.get("nullable", True) else " NOT NULL")
+                    + (f" DEFAULT {c['default']}" if "default" in c else "")
+                    for c in table["columns"]
+                ]
+                keys = ", ".join(table["primary_key"]) if "primary_key" in table else None
+                columns += [f"PRIMARY KEY ({keys})"] if keys else []
+                connection.execute(f"CREATE TABLE {table['name']} ({', '.join(columns)})")
+        yield url
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def credentials(url, tmp_path):
+    """Those of the pipeline: every URL is the superuser's; the registry is in the same database."""
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    for name in ("load_url", "pipeline_url"):
+        (directory / name).write_text(url + "\n")
+    options = conninfo_to_dict(url)
+    registry = f"postgresql+psycopg:///{options.pop('dbname')}?{urlencode(options, quote_via=quote)}"
+    (directory / "feature_store.yaml").write_text(
+        yaml.safe_dump({"project": "test", "registry": {"registry_type": "sql", "path": registry}})
+    )
+    return Credentials(directory)
