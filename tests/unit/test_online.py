@@ -560,6 +560,22 @@ def test_plans_are_made_once_and_not_without_end(server, monkeypatch):
         assert len(server.larder.online.plans) <= 3
 
 
+def test_a_refresh_plans_again_what_was_asked_for_and_forgets_the_rest(server, monkeypatch):
+    made = []
+    plan = online.Plan
+    monkeypatch.setattr(online, "Plan", lambda *key: made.append(key[1]) or plan(*key))
+    server.larder.online.plans = {}
+    bodies = {name: {"features": [f"prices:{name}"], "entities": {"symbol": ["A"]}} for name in ("open", "close")}
+    for body in bodies.values():
+        server.read(body)
+    server.larder.online.refresh()
+    assert [*map(sorted, made)] == [["prices:open"], ["prices:close"]] * 2
+    server.read(bodies["close"])
+    assert len(made) == 4, "the refresh has planned it"
+    server.larder.online.refresh()
+    assert made[4:] == [("prices:close",)], "nobody asked for the other one"
+
+
 def test_the_readiness_check_reads_as_clients_do(server, monkeypatch):
     assert server.get("/ready")[:1] == (200,)
 
