@@ -34,6 +34,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests/shared"))
+import playbooks  # noqa: E402 - the tests' own way to run Ansible, which is on no path here
+
 PLACE = ROOT / ".larder/benchmarks/deployment"
 INVENTORY = PLACE / "inventory"
 LOCK = next((ROOT / "roles/feast/files").glob("requirements-*.txt"))
@@ -50,8 +53,7 @@ def playbook(name: str) -> tuple[float, int]:
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), f"--inventory={INVENTORY}", name],
         cwd=ROOT,
-        env=os.environ
-        | {"MOLECULE_SCENARIO_NAME": "deployment", "MOLECULE_SCENARIO_DIRECTORY": str(PLACE)}
+        env=playbooks.environment(MOLECULE_SCENARIO_NAME="deployment", MOLECULE_SCENARIO_DIRECTORY=str(PLACE))
         | ({"ANSIBLE_VAULT_PASSWORD_FILE": str(password)} if password.exists() else {}),
         stdout=subprocess.PIPE,
         text=True,
@@ -60,7 +62,7 @@ def playbook(name: str) -> tuple[float, int]:
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(done.stdout[-4000:])
-    return seconds, sum(int(word.split("=")[1]) for word in done.stdout.split() if word.startswith("changed="))
+    return seconds, sum(playbooks.changed(done.stdout).values())
 
 
 def new_hosts() -> Hosts:

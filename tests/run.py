@@ -5,19 +5,25 @@
     ./larder test rotation   all of it: three rotations, killed at every step, authorities renewed
     ./larder bench           the scenario bench, which measures, and its report
 
-Each part writes its output to .larder/test/<part>.log; what failed is shown at the end.
+A scenario runs in the caller's environment, as `molecule test -s NAME` does. Each part writes its output to
+.larder/test/<part>.log; what failed is shown at the end. Stopped by a signal, this stops what it started and removes
+the hosts of the scenarios that ran.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".larder"
@@ -41,8 +47,17 @@ LONGEST_FIRST = (
 # What is no part of every day: what takes too long, and what passes nothing and fails nothing.
 OTHERS = ("soak", "bench")
 # What a failed part shows: of its log, what went wrong, and the end.
+COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 WRONG = re.compile(r"^(E {3}|fatal:|failed:|FAILED |ERROR |\[ERROR\]|error:|found |SC\d)|: error: |^\S+:\d+(:\d+)?: ")
 WRONG_LINES, TAIL_LINES, WIDTH = 40, 15, 1000
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def where(part: str) -> str:
+    """Return where a part's output goes, from the checkout."""
+    return str((LOGS / f"{part}.log").relative_to(ROOT))
 
 
 def scenarios() -> list[str]:
@@ -68,6 +83,10 @@ def environment() -> None:
         ["uv", "pip", "install", "--quiet", "--system-certs", "--require-hashes", "--python", VENV, "-r", LOCK],
         check=True,
     )
+    # As in .venv: the tests start Ansible and Feast again and again.
+    compileall = [str(VENV / "bin/python"), "-m", "compileall", "-q", "-j", "0", "-x", "ansible_collections"]
+    # Some files are templates of Python: what cannot be compiled is not imported either.
+    subprocess.run([*compileall, str(VENV / "lib")], stdout=subprocess.DEVNULL, check=False)
     stamp.write_text(lock)
 
 
@@ -112,24 +131,69 @@ def bench() -> list[list[str]]:
     ]
 
 
-def run(part: str, commands: Callable[[], list[list[str]]]) -> tuple[str, bool, float]:
-    """Run a part's commands until one fails; return (part, passed, seconds)."""
-    started = time.monotonic()
-    env = os.environ | {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    if part in ("lint", "unit"):
-        env["PATH"] = f"{VENV / 'bin'}:{env['PATH']}"
-    with (LOGS / f"{part}.log").open("w") as log:
-        passed = all(
-            subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode == 0
-            for command in commands()
-        )
-    return part, passed, time.monotonic() - started
+class Lanes:
+    """The commands that run side by side, each with all that it starts in a process group of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[int, str] = {}
+        self._stopped = False
+
+    def run(self, part: str, commands: Callable[[], list[list[str]]]) -> tuple[str, bool, float]:
+        """Run a part's commands until one fails; return (part, passed, seconds)."""
+        started = time.monotonic()
+        env = dict(os.environ)
+        if part in ("lint", "unit"):
+            env["PATH"] = f"{VENV / 'bin'}:{env['PATH']}"
+        with (LOGS / f"{part}.log").open("w") as log:
+            passed = all(self._run(part, command, env, log) for command in commands())
+        return part, passed, time.monotonic() - started
+
+    def _run(self, part: str, command: list[str], env: dict[str, str], log: IO[str]) -> bool:
+        with self._lock:
+            if self._stopped:
+                return False
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+            self._running[process.pid] = part
+        ended = process.wait()
+        with self._lock:
+            self._running.pop(process.pid, None)
+        return ended == 0
+
+    def stop(self) -> list[str]:
+        """End every command and all that it started, and start no more; return the parts that ran."""
+        with self._lock:
+            self._stopped = True
+            for group in self._running:
+                with suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+            return list(self._running.values())
+
+
+def interrupted(lanes: Lanes, number: int) -> None:
+    """End everything, remove the hosts of the scenarios that ran, and exit as a command that a signal ended."""
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    parts = lanes.stop()
+    with suppress(OSError):  # the terminal may be gone
+        print(f"\n==> stopped by {signal.Signals(number).name}: {', '.join(parts)}", flush=True)
+    for part in parts:
+        if part in scenarios():
+            subprocess.run(["molecule", "destroy", "-s", part], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    os._exit(128 + number)
+
+
+def plain(text: str) -> str:
+    """Return a log's text without colours."""
+    return COLOUR.sub("", text)
 
 
 def show(part: str) -> None:
     """Print what went wrong in a part, and how it ended."""
-    lines = (LOGS / f"{part}.log").read_text(errors="replace").splitlines()
-    print(f"\n==> {part}: from .larder/test/{part}.log")
+    lines = plain((LOGS / f"{part}.log").read_text(errors="replace")).splitlines()
+    print(f"\n==> {part}: from {where(part)}")
     wrong = [line for line in lines[:-TAIL_LINES] if WRONG.search(line)]
     for line in wrong[-WRONG_LINES:] + lines[-TAIL_LINES:]:
         print(line[:WIDTH])
@@ -147,24 +211,36 @@ def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
     return {name: part for name, part in parts.items() if (name in names if names else name not in OTHERS)}
 
 
+def summary(parts: int, failed: int) -> str:
+    """Return the last line, which CI reads."""
+    return f"{parts - failed} passed, {failed} failed"
+
+
 def main() -> None:
     parts = chosen(sys.argv[1:])
     LOGS.mkdir(parents=True, exist_ok=True)
     if {"lint", "unit", "bench"} & parts.keys():
         environment()
     started = time.monotonic()
-    print(f"==> {', '.join(parts)}; output in .larder/test/", flush=True)
+    logs = ", ".join(map(where, parts)) if len(parts) <= 3 else f"{LOGS.relative_to(ROOT)}/"
+    print(f"==> {', '.join(parts)}; output in {logs}", flush=True)
+    lanes = Lanes()
+    for name in SIGNALS:
+        signal.signal(name, lambda number, _frame: interrupted(lanes, number))
     failed = []
     with ThreadPoolExecutor(LANES) as pool:
-        for future in as_completed([pool.submit(run, *part) for part in parts.items()]):
-            part, passed, seconds = future.result()
-            print(f"    {'passed' if passed else 'FAILED'} {part} in {seconds:.0f} s", flush=True)
-            if not passed:
-                failed.append(part)
+        running = {pool.submit(lanes.run, *part) for part in parts.items()}
+        while running:
+            # A signal that comes just before the wait does not end it: Python sees the signal after this second.
+            ended, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            for part, passed, seconds in (future.result() for future in ended):
+                print(f"    {'passed' if passed else 'FAILED'} {part} in {seconds:.0f} s: {where(part)}", flush=True)
+                if not passed:
+                    failed.append(part)
     for part in failed:
         show(part)
     print(f"\n{time.monotonic() - started:.0f} s in all")
-    print(f"{len(parts) - len(failed)} passed, {len(failed)} failed")
+    print(summary(len(parts), len(failed)))
     sys.exit(1 if failed else 0)
 
 

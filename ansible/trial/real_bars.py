@@ -26,7 +26,7 @@ class Bar(NamedTuple):
     low: float
     close: float
     adjusted_close: float
-    volume: int
+    volume: float
 
 
 def read(path: Path) -> Iterator[tuple[str, Bar]]:
@@ -42,7 +42,7 @@ def read(path: Path) -> Iterator[tuple[str, Bar]]:
                     low=float(row["Low"]),
                     close=float(row["Close"]),
                     adjusted_close=float(row.get("Adj Close", row["Close"])),
-                    volume=int(float(row["Volume"])),
+                    volume=float(row["Volume"]),
                 ),
             )
 

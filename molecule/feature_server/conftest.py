@@ -62,12 +62,18 @@ class Server:
     def read(self, port: int, symbol: str, feature: str = "market_features:close") -> Answer:
         return self.ask(port, "/get-online-features", {"entities": {"symbol": [symbol]}, "features": [feature]})
 
-    def push(self, port: int, symbol: str, close: float) -> Answer:
+    def push(self, port: int, symbol: str, close: float, to: str = "online", **columns: object) -> Answer:
+        """Push a quote of now, but for the columns that are given."""
         now = datetime.now(UTC).isoformat()
         row: dict[str, object] = dict.fromkeys(("open", "high", "low", "bid", "ask", "spread"), 1.0)
-        row |= {"symbol": symbol, "event_timestamp": now, "created": now, "close": close, "volume": 1}
-        body = {"push_source_name": "market_data_push_source", "df": {k: [v] for k, v in row.items()}}
-        return self.ask(port, "/push", body)
+        row |= {"symbol": symbol, "event_timestamp": now, "created": now, "close": close, "volume": 1, **columns}
+        df = {name: [value] for name, value in row.items()}
+        return self.ask(port, "/push", {"push_source_name": "market_data_push_source", "df": df, "to": to})
+
+    def quotes(self, symbol: str) -> str:
+        """Return when the quotes of a symbol that PostgreSQL holds were made, as seconds since 1970."""
+        query = f"SELECT extract(epoch FROM event_timestamp)::numeric FROM market_data.quotes WHERE symbol = '{symbol}'"
+        return self.host.check_output("cd / && runuser -u postgres -- psql -Atd feast -c %s", query)
 
 
 @pytest.fixture(scope="session")

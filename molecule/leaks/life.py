@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from canaries import AWKWARD_TOKEN, Secret, Vault, alphanumeric, canary
@@ -25,6 +26,15 @@ for parent, directories, names in os.walk("/"):
         except OSError:
             pass
 """
+
+
+def a_push() -> dict[str, object]:
+    """Return a push that nothing is wrong with, so that it reaches the stores."""
+    now = datetime.now(UTC).isoformat()
+    row: dict[str, object] = dict.fromkeys(("open", "high", "low", "close", "bid", "ask", "spread"), 1.0)
+    row |= {"symbol": "AAPL", "event_timestamp": now, "created": now, "volume": 1}
+    df = {name: [value] for name, value in row.items()}
+    return {"push_source_name": "market_data_push_source", "to": "online_and_offline", "df": df}
 
 
 def deploy(stack: Stack) -> None:
@@ -76,8 +86,7 @@ def lose_stores(stack: Stack) -> None:
     for unit in ("redis-server", "postgresql@17-main"):
         stack.on_host(f"systemctl stop {unit}")
         stack.read(f"read without {unit}")
-        row = {"push_source_name": "market_data_push_source", "df": {"symbol": ["AAPL"], "close": [1.0]}}
-        stack.ask(f"push without {unit}", "/push", stack.tokens["writer"], row)
+        stack.ask(f"push without {unit}", "/push", stack.tokens["writer"], a_push())
         stack.ask(f"ready without {unit}", "/ready", stack.tokens["reader"])
         stack.say(f"status without {unit}", "larder --debug status")
         stack.say(f"pipeline without {unit}", "systemctl start feature-pipeline.service")

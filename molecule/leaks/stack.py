@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import os
 import shlex
 import socket
 import ssl
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import playbooks
 from allowed import ALLOWED
 from canaries import Secret, Vault, patterns, private_key, sha256, verifier
 
@@ -112,21 +112,19 @@ class Stack:
         paths = inventories or [ROOT / "molecule/shared/inventory", self.vault.inventory]
         extra, log = self.work / "variables.json", self.work / "ansible.log"
         extra.write_text(json.dumps(variables or {}))
-        environment = os.environ | {"ANSIBLE_LOG_PATH": str(log), "ANSIBLE_NOCOLOR": "1"}
+        environment = playbooks.environment(ANSIBLE_LOG_PATH=str(log))
         if password_file:
             environment["ANSIBLE_VAULT_PASSWORD_FILE"] = str(password_file)
-        command = ["ansible-playbook", "-vvv", "--diff", *(f"--inventory={path}" for path in paths)]
         began = time.monotonic()
-        result = subprocess.run(
-            [*command, name, f"--extra-vars=@{extra}", *arguments],
-            cwd=ROOT,
+        result = playbooks.run(
+            name,
+            *("-vvv", "--diff", f"--extra-vars=@{extra}", *arguments),
+            inventories=paths,
             env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            one_stream=True,
         )
         print(f"{time.monotonic() - began:6.0f} s  {label}: {result.returncode}", flush=True)
-        self.runs[label] = Run(result.returncode, result.stdout.decode(errors="replace"))
+        self.runs[label] = Run(result.returncode, result.stdout)
         self.keep("output", result.stdout, label)
         if log.exists():
             self.keep("log of Ansible", log.read_bytes(), label)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 
 SCENARIO = Path(__file__).parent
@@ -133,15 +133,7 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(variables, file)
             file.flush()
-            command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories)]
-            return subprocess.run(
-                [*command, f"--extra-vars=@{file.name}", str(SCENARIO / name)],
-                env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=600,
-            )
+            extra = f"--extra-vars=@{file.name}"
+            return playbooks.run(SCENARIO / name, extra, inventories=inventories, timeout=600)
 
     return run

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 import testinfra
 from testinfra.backend.base import CommandResult
@@ -124,14 +124,7 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         inventories = [ROOT / "molecule/shared/inventory", SCENARIO / "inventory"]
-        command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories), SCENARIO / name]
-        return subprocess.run(
-            [*command, "--extra-vars", json.dumps(variables), *arguments],
-            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        extra = f"--extra-vars={json.dumps(variables)}"
+        return playbooks.run(SCENARIO / name, extra, *arguments, inventories=inventories)
 
     return run

@@ -1,15 +1,17 @@
 """`larder apply`: the feature repository into the registry, when it changed, by one at a time."""
 
 import hashlib
+import logging
 import sys
 import traceback
+from collections.abc import Collection
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
 
-from larder import db, definitions, feast_store
+from larder import db, definitions, feast_store, registry
 from larder.credentials import Credentials
 from larder.errors import BusyError, ConfigError, LarderError
 from larder.log import event, logger
@@ -21,11 +23,14 @@ CREATE TABLE IF NOT EXISTS larder_apply (
     fingerprint text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     run_at timestamptz -- when the last successful run of the pipeline began
-)
+);
+-- What the registry held then.
+ALTER TABLE larder_apply ADD COLUMN IF NOT EXISTS objects text[], ADD COLUMN IF NOT EXISTS features text[]
 """
 REMEMBER = """
-INSERT INTO larder_apply (project, fingerprint) VALUES (%s, %s)
-ON CONFLICT (project) DO UPDATE SET (fingerprint, applied_at) = (excluded.fingerprint, excluded.applied_at)
+INSERT INTO larder_apply (project, fingerprint, objects, features) VALUES (%s, %s, %s, %s)
+ON CONFLICT (project) DO UPDATE SET (fingerprint, objects, features, applied_at)
+    = (excluded.fingerprint, excluded.objects, excluded.features, excluded.applied_at)
 """
 
 
@@ -44,7 +49,10 @@ def fingerprint(repo: Path) -> str:
 
 
 def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
-    """Whether anything was applied. Feast removes from the registry what the repository no longer has."""
+    """Whether anything was applied: the repository changed, or the registry lacks what was applied last.
+
+    Feast removes from the registry what the repository no longer has.
+    """
     if not repo.is_dir():
         raise ConfigError(f"There is no feature repository at {repo}.")
     project = credentials.feature_store_config()["project"]
@@ -57,12 +65,38 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
             raise BusyError("Another larder apply has been running for two minutes.") from None
         connection.execute(TABLE)
         rows = connection.execute("SELECT fingerprint FROM larder_apply WHERE project = %s", [project]).fetchall()
-        if rows == [(wanted,)] and not force:
+        lost = lacking(connection, project)
+        if rows == [(wanted,)] and not lost and not force:
             return False
+        if lost:
+            event("lost", level=logging.WARNING, project=project, objects=registry.named(lost))
+        registry.forget_versions(connection, project)
         _feast_apply(credentials.feature_store, repo)
-        connection.execute(REMEMBER, [project, wanted])
+        with feast_store.quiet():
+            features = registry.features(feast_store.open_store(credentials.feature_store))
+        connection.execute(REMEMBER, [project, wanted, registry.objects(connection, project), features])
     event("applied", project=project, repo=repo)
     return True
+
+
+def lacking(connection: psycopg.Connection, project: str) -> list[str]:
+    """What was applied and is no longer in the registry: `feature_views volume_indicators`."""
+    try:
+        rows = connection.execute("SELECT objects FROM larder_apply WHERE project = %s", [project]).fetchall()
+    except db.MISSING:  # nothing was applied, or by a version that did not remember this
+        return []
+    applied = (rows[0][0] if rows else None) or []
+    return sorted({*applied} - {*registry.objects(connection, project)})
+
+
+def lacking_features(connection: psycopg.Connection, project: str, present: Collection[str]) -> list[str]:
+    """Features that were applied and are not among those present: `volume_indicators:obv`."""
+    try:
+        rows = connection.execute("SELECT features FROM larder_apply WHERE project = %s", [project]).fetchall()
+    except db.MISSING:
+        return []
+    applied = (rows[0][0] if rows else None) or []
+    return sorted({*applied} - {*present})
 
 
 def due(credentials: Credentials) -> bool:

@@ -10,6 +10,7 @@ import pyarrow as pa
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
 EPOCH = 946_684_800_000_000  # PostgreSQL counts microseconds from 2000 on
+NUMBERS = {"double": "double precision", "float": "real", "int64": "bigint", "int32": "integer", "int16": "smallint"}
 ROWS_AT_ONCE = 1 << 14  # what fits into a processor's cache is written twice as fast
 
 
@@ -20,6 +21,15 @@ def write(columns: pa.Table) -> Iterator[memoryview | bytes]:
     for first in range(0, columns.num_rows, ROWS_AT_ONCE):
         yield _rows(columns.slice(first, ROWS_AT_ONCE))
     yield END
+
+
+def type_of(column: pa.DataType) -> str:
+    """PostgreSQL's name of the type that `write` makes of a column."""
+    if pa.types.is_string(column) or pa.types.is_large_string(column):
+        return "text"
+    if pa.types.is_temporal(column):
+        return "timestamp with time zone"
+    return NUMBERS[str(column)]
 
 
 def _layout(columns: Mapping[str, str]) -> np.dtype[np.void]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from larder import binary, db, definitions
 from larder.errors import SymbolsError, reason
-from larder.indicators import INTEGERS, MEMORY, TOTALS, VIEWS, Array, Bars
+from larder.indicators import COLUMNS, INTEGERS, MEMORY, TOTALS, VIEWS, Array, Bars, total
 from larder.indicators import compute as features_of
 from larder.log import event, logger, printable
 
@@ -25,7 +25,6 @@ WORKERS = 2  # while PostgreSQL writes the one's rows, the other computes
 BARS_AT_ONCE = 50_000  # what one transaction holds in memory
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 Times = npt.NDArray[np.int64]  # microseconds since EPOCH, as PostgreSQL has them
-VALUES = ("open", "high", "low", "close", "adjusted_close", "volume")
 
 # In the order of symbols, as `larder load` notes them, so that neither waits for the other in a circle. From here to
 # the end of the transaction a load of these symbols waits to note its bars; it then finds no note and makes a new one.
@@ -177,7 +176,19 @@ class _Part:
     symbol: str
     times: Times
     features: dict[str, Array]
+    steps: dict[str, Array]  # of the features that are sums from the first bar on
     first: int  # the first row that may have changed
+
+    def anchor(self) -> int | None:
+        """The last row before the first that may have changed at which every sum has a value."""
+        known = np.all([np.isfinite(steps[: self.first]) for steps in self.steps.values()], axis=0)
+        rows = np.flatnonzero(known)
+        return int(rows[-1]) if len(rows) else None
+
+    def continue_from(self, row: int, totals: Mapping[str, float]) -> None:
+        """Let each sum go on from what it is at a row."""
+        for name, before in totals.items():
+            self.features[name][row + 1 :] = total(self.steps[name][row + 1 :], before)
 
     def time(self, row: int) -> datetime:
         return EPOCH + timedelta(microseconds=int(self.times[row]))
@@ -190,15 +201,18 @@ class _Part:
 
 
 def _parts(connection: psycopg.Connection, since: Mapping[str, datetime]) -> list[_Part]:
-    """Compute from the newest part of each history, or from the whole where a total before it is not known."""
+    """Compute from the newest part of each history, or from the whole where a sum before it is needed and not known."""
     found = list(_computed(connection, since, MEMORY))
-    # Where there are fewer bars before, these are all.
-    cut = {part.symbol: part for part in found if part.first == MEMORY}
-    known = _totals(connection, cut.values())
-    for symbol in cut.keys() & known.keys():
-        part = cut.pop(symbol)
-        for name, total in known[symbol].items():
-            part.features[name] += total - part.features[name][part.first - 1]
+    # Where there are fewer bars before, these are all. A sum that nothing is added to (no volume) needs none before it.
+    cut = {
+        part.symbol: part
+        for part in found
+        if part.first == MEMORY and any(np.isfinite(steps[part.first :]).any() for steps in part.steps.values())
+    }
+    anchors = {symbol: row for symbol, part in cut.items() if (row := part.anchor()) is not None}
+    known = _totals(connection, {symbol: cut[symbol].time(row) for symbol, row in anchors.items()})
+    for symbol in known:
+        cut.pop(symbol).continue_from(anchors[symbol], known[symbol])
     return [part for part in found if part.symbol not in cut] + list(
         _computed(connection, {symbol: since[symbol] for symbol in cut}, None)
     )
@@ -207,23 +221,24 @@ def _parts(connection: psycopg.Connection, since: Mapping[str, datetime]) -> lis
 def _computed(connection: psycopg.Connection, since: Mapping[str, datetime], before: int | None) -> Iterator[_Part]:
     if not since:
         return
-    query = sql.SQL(BARS).format(values=_bytes(VALUES))
-    for symbol, times, values in _arrays(connection, query, [list(since), list(since.values()), before], VALUES):
-        bars = Bars(values)
+    query = sql.SQL(BARS).format(values=_bytes(COLUMNS))
+    prices = definitions.prices()
+    for symbol, times, values in _arrays(connection, query, [list(since), list(since.values()), before], COLUMNS):
+        bars = Bars(values, prices)
         features = {name: column for view in VIEWS for name, column in features_of(view, bars).items()}
+        steps = {name: function(bars) for name, function in TOTALS[1].items()}
         changed = (since[symbol] - EPOCH) // timedelta(microseconds=1)
-        yield _Part(symbol, times, features, int(np.searchsorted(times, changed)))
+        yield _Part(symbol, times, features, steps, int(np.searchsorted(times, changed)))
 
 
-def _totals(connection: psycopg.Connection, parts: Collection[_Part]) -> dict[str, dict[str, float]]:
-    """What is stored of the sums from the first bar on, at the last row before the first that may have changed."""
+def _totals(connection: psycopg.Connection, rows: Mapping[str, datetime]) -> dict[str, dict[str, float]]:
+    """What is stored of the sums from the first bar on, at one row of each symbol; nothing where it is null."""
     view, names = TOTALS
     query = sql.SQL(
         "SELECT symbol, {names} FROM {table} AS stored JOIN unnest(%s::text[], %s::timestamptz[]) "
         "AS wanted (symbol, event_timestamp) USING (symbol, event_timestamp) WHERE ({names}) IS NOT NULL"
     ).format(names=sql.SQL(", ").join(map(sql.Identifier, names)), table=db.identifier(f"features.{view}"))
-    parameters = [[part.symbol for part in parts], [part.time(part.first - 1) for part in parts]]
-    found = connection.execute(query, parameters) if parts else ()
+    found = connection.execute(query, [list(rows), list(rows.values())]) if rows else ()
     return {symbol: dict(zip(names, totals, strict=True)) for symbol, *totals in found}
 
 

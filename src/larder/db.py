@@ -89,10 +89,24 @@ def identifier(table: str) -> sql.Identifier:
     return sql.Identifier(*table.split("."))
 
 
+TYPES = """
+SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
+WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+"""
+
+
 def copy_in(connection: psycopg.Connection, table: str, rows: "pa.Table") -> None:
-    """COPY an Arrow table into a table of the same columns and types (see binary.write)."""
+    """COPY an Arrow table into a table that has columns of the same names and of binary.type_of's types."""
     from larder import binary
 
+    # PostgreSQL takes any eight bytes for a bigint, and for a double precision as well.
+    types: dict[str, str] = dict(connection.execute(TYPES, [identifier(table).as_string(connection)]).fetchall())
+    for field in rows.schema:
+        if field.name in types and types[field.name] != (wanted := binary.type_of(field.type)):
+            raise LarderError(
+                f"{table} has the column {field.name} as {types[field.name]}, and {wanted} is written. "
+                "A run of site.yml brings the column to the type that tables.yml declares."
+            )
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
         identifier(table), sql.SQL(", ").join(map(sql.Identifier, rows.column_names))
     )

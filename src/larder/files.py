@@ -155,7 +155,10 @@ def _formats(value: Any) -> Sequence[Mapping[str, Any]]:
 
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ConfigError(f"pipeline_formats is {show(value)} and must be a list of formats.")
-    catalogue.load(value)
+    try:
+        catalogue.load(value)
+    except ConfigError as error:
+        raise ConfigError(f"pipeline_formats: {error.message}") from None
     return value
 
 

@@ -3,11 +3,13 @@
 What differs from instance to instance comes from its unit's environment; there is no secret in it.
 """
 
+import json
 import os
 import ssl
 from collections.abc import Callable
 from typing import Any
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
 
 
@@ -18,8 +20,18 @@ def _tls(_: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     return context
 
 
+class Protocol(HttpToolsProtocol):
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP as every other error is answered."""
+        body = json.dumps({"detail": msg}).encode()
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+
 class Worker(UvicornWorker):  # type: ignore[misc] # untyped
-    CONFIG_KWARGS = UvicornWorker.CONFIG_KWARGS | {"ssl_context_factory": _tls}
+    # No web sockets: nobody needs Feast's demonstration chat, and their refusals have no body.
+    CONFIG_KWARGS = UvicornWorker.CONFIG_KWARGS | {"ssl_context_factory": _tls, "http": Protocol, "ws": "none"}
 
 
 # Without preload each worker builds its own store after the fork: two processes must not share one PostgreSQL socket.

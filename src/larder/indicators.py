@@ -1,8 +1,9 @@
 """The 42 features of the six daily views, each defined in one line (docs/features.md describes them).
 
 Every function takes a symbol's whole history, oldest bar first, and gives one float64 per bar: NaN where the history is
-still too short or where the definition divides by zero. TA-Lib's recursive indicators (EMA, RSI, ATR, MACD) depend on
-where a history starts, but forget it: `larder compute` reads the newest part of a long history (MEMORY).
+still too short, where the definition divides by zero, and where it needs a volume that is not known. TA-Lib's recursive
+indicators (EMA, RSI, ATR, MACD) depend on where a history starts, but forget it: `larder compute` reads the newest part
+of a long history (MEMORY).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,24 +14,34 @@ import numpy.typing as npt
 import talib
 from numpy.lib.stride_tricks import sliding_window_view
 
+from larder.definitions import ADJUSTED, AS_LOADED
+
 Array = npt.NDArray[np.float64]
 
 TRADING_DAYS = 252
+COLUMNS = ("open", "high", "low", "close", "adjusted_close", "volume")
 
 
 class Bars:
-    """A symbol's history and what several features share. Prices and volume as float64, free of NaN."""
+    """A symbol's history and what several features share: float64, free of NaN but for volumes that are not known.
 
-    def __init__(self, columns: Mapping[str, npt.ArrayLike]) -> None:
-        def column(name: str) -> Array:
-            return np.ascontiguousarray(columns[name], dtype=np.float64)
+    `raw` are the bars as loaded. The other prices are what indicators are computed from: as loaded too, or, with
+    ADJUSTED, each bar's times adjusted_close / close. The volume is never adjusted.
+    """
 
-        self.open, self.high, self.low, self.close = map(column, ("open", "high", "low", "close"))
-        self.volume, self.adjusted_close = map(column, ("volume", "adjusted_close"))
+    def __init__(self, columns: Mapping[str, npt.ArrayLike], prices: str = AS_LOADED) -> None:
+        self.raw = {name: np.ascontiguousarray(columns[name], dtype=np.float64) for name in COLUMNS}
+        self.open, self.high, self.low, self.close, adjusted_close, self.volume = self.raw.values()
+        if prices == ADJUSTED:
+            factor = ratio(adjusted_close, self.close)
+            factor[np.isnan(factor)] = 1.0
+            self.open, self.high, self.low, self.close = (
+                price * factor for price in (self.open, self.high, self.low, self.close)
+            )
 
     @cached_property
     def typical(self) -> Array:
-        return (self.high + self.low + self.close) / 3
+        return typical(self.high, self.low, self.close)
 
     @cached_property
     def growth(self) -> Array:
@@ -68,7 +79,29 @@ class Bars:
 
     @cached_property
     def volume_sma_20(self) -> Array:
-        return np.asarray(talib.SMA(self.volume, 20))
+        """SMA(V, 20), each window by itself: a NaN in TA-Lib's running sum would stay there for ever."""
+        return windowed(self.volume, 20, lambda w: w.mean(axis=1))
+
+    @cached_property
+    def obv_steps(self) -> Array:
+        """What each bar adds to OBV: V where the close rose and for the first bar, -V where it fell."""
+        rose = np.sign(self.close - previous(self.close))
+        rose[:1] = 1
+        return rose * self.volume
+
+    @cached_property
+    def mfi_14(self) -> Array:
+        """MFI(H, L, C, V, 14): 100 times the flow of rising bars over the flow of all; 0 where there is none.
+
+        TA-Lib's running sums would keep a NaN, and give 0 wherever the flow is below 1, as it is for small volumes.
+        """
+        flow = np.sign(self.typical - previous(self.typical)) * self.typical * self.volume
+        total = window_sum(np.abs(flow), 14)
+        return np.where(total == 0, 0.0, 100 * ratio(window_sum(np.maximum(flow, 0), 14), total))
+
+
+def typical(high: Array, low: Array, close: Array) -> Array:
+    return (high + low + close) / 3
 
 
 def previous(values: Array) -> Array:
@@ -90,6 +123,13 @@ def windowed(values: Array, length: int, function: Callable[[Array], Array]) -> 
     return result
 
 
+def total(steps: Array, before: float = 0.0) -> Array:
+    """The sum of all steps up to each one, added in their order to `before`; NaN, and nothing added, at a NaN."""
+    known = np.isfinite(steps)
+    sums = np.cumsum(np.concatenate(([before], np.where(known, steps, 0.0))))[1:]
+    return np.where(known, sums, np.nan)
+
+
 def window_sum(values: Array, length: int) -> Array:
     return windowed(values, length, lambda w: w.sum(axis=1))
 
@@ -107,13 +147,13 @@ def engulfing(b: Bars) -> Array:
 # fmt: off
 VIEWS: dict[str, dict[str, Callable[[Bars], Array]]] = {
     "ohlcv_features": {
-        "open":               lambda b: b.open,
-        "high":               lambda b: b.high,
-        "low":                lambda b: b.low,
-        "close":              lambda b: b.close,
+        "open":               lambda b: b.raw["open"],
+        "high":               lambda b: b.raw["high"],
+        "low":                lambda b: b.raw["low"],
+        "close":              lambda b: b.raw["close"],
         "volume":             lambda b: b.volume,
-        "adjusted_close":     lambda b: b.adjusted_close,
-        "typical_price":      lambda b: b.typical,
+        "adjusted_close":     lambda b: b.raw["adjusted_close"],
+        "typical_price":      lambda b: typical(b.raw["high"], b.raw["low"], b.raw["close"]),
     },
     "technical_indicators_ma": {
         "sma_5":              lambda b: talib.SMA(b.close, 5),
@@ -146,9 +186,9 @@ VIEWS: dict[str, dict[str, Callable[[Bars], Array]]] = {
     "volume_indicators": {
         "volume_sma_20":      lambda b: b.volume_sma_20,
         "volume_ratio":       lambda b: ratio(b.volume, b.volume_sma_20),
-        "obv":                lambda b: talib.OBV(b.close, b.volume),
+        "obv":                lambda b: total(b.obv_steps),
         "vwap":               lambda b: ratio(window_sum(b.typical * b.volume, 20), window_sum(b.volume, 20)),
-        "mfi_14":             lambda b: talib.MFI(b.high, b.low, b.close, b.volume, 14),
+        "mfi_14":             lambda b: b.mfi_14,
     },
     "price_action": {
         "daily_return":       lambda b: b.growth - 1,
@@ -163,12 +203,13 @@ VIEWS: dict[str, dict[str, Callable[[Bars], Array]]] = {
 }
 # fmt: on
 
-INTEGERS = frozenset({"volume", "is_green_candle", "cdl_engulfing"})
+INTEGERS = frozenset({"is_green_candle", "cdl_engulfing"})
 # The bars before the first changed one that `larder compute` reads. EMA 50 forgets last: e^-50 of where a history began
 # is left. A feature that looks farther back needs more.
 MEMORY = 1250
-# View and features that are sums from the first bar on: a part of a history gives them but for the sum before it.
-TOTALS = ("volume_indicators", ("obv",))
+# View and features that are sums from the first bar on, each with its steps: a part of a history gives them from a sum
+# before it on.
+TOTALS: tuple[str, dict[str, Callable[[Bars], Array]]] = ("volume_indicators", {"obv": lambda b: b.obv_steps})
 
 
 def compute(view: str, bars: Bars) -> dict[str, Array]:

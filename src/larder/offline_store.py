@@ -232,20 +232,27 @@ class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Fea
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Insert pushed rows into the table of the view's batch source; a row that is there already stays as it is."""
+        """Insert pushed rows into the table of the view's batch source; a row that is there already stays as it is.
+
+        Feast has renamed the columns to what the source's `field_mapping` says. A time without a zone is in UTC.
+        """
         source = feature_view.batch_source
         if not isinstance(source, PostgreSQLSource) or not (target := source._postgres_options._table):
             raise TypeError(f"{feature_view.name}: a push to the offline store needs a PostgreSQLSource with a table.")
-        known = {source.timestamp_field, source.created_timestamp_column, *feature_view.join_keys}
-        columns = [c for c in table.column_names if c in known or c in {f.name for f in feature_view.features}]
-        statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
-            sql.Identifier(*target.split(".")),
-            sql.SQL(", ").join(map(sql.Identifier, columns)),
-            sql.SQL(", ").join(sql.Placeholder() * len(columns)),
-        )
-        rows = zip(*(table[c].to_pylist() for c in columns), strict=True)
+        column_of = {name: column for column, name in (source.field_mapping or {}).items()}
+        relation = sql.SQL(target)  # as Feast reads it: a name with capitals stands in quotes
         with _get_conn(config.offline_store) as connection, connection.cursor() as cursor:
-            cursor.executemany(statement, list(rows))
+            cursor.execute("SET LOCAL TIME ZONE 'UTC'")
+            # What is no column is the index of a frame: Feast has compared the rest.
+            known = {name for name, _ in _describe(cursor, sql.SQL("SELECT * FROM {}").format(relation))}
+            columns = {column_of.get(name, name): name for name in table.column_names}
+            columns = {column: name for column, name in columns.items() if column in known}
+            statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
+                relation, _commas(map(sql.Identifier, columns)), _commas(sql.Placeholder() * len(columns))
+            )
+            cursor.executemany(
+                statement, list(zip(*(table[name].to_pylist() for name in columns.values()), strict=True))
+            )
         if progress:
             progress(table.num_rows)
 

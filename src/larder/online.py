@@ -46,6 +46,8 @@ from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from larder.failures import is_outage
+from larder.reads import explain_features
 from larder.redis_line import Line
 
 log = logging.getLogger("uvicorn.error")
@@ -164,14 +166,19 @@ ENCODERS: dict[ValueType, Callable[[Any], bytes]] = {
 class Plan:
     """What one feature list (or service) means in one registry; `declined` says why Feast has to answer instead.
 
-    Raises Feast's own errors for what the registry does not have.
+    Raises an HTTPException for what the registry does not have.
     """
 
     def __init__(self, store: FeatureStore, features: tuple[str, ...], service: str, full_names: bool) -> None:
-        wanted = store.get_feature_service(service, allow_cache=True) if service else list(features)
-        (_, on_demand, join_key_of, types, _, grouped, _, _, entityless) = utils._get_online_request_context(
-            store.registry, store.project, wanted, full_names
-        )
+        try:
+            wanted = store.get_feature_service(service, allow_cache=True) if service else list(features)
+            (_, on_demand, join_key_of, types, _, grouped, _, _, entityless) = utils._get_online_request_context(
+                store.registry, store.project, wanted, full_names
+            )
+        except Exception as error:
+            if not is_outage(error):
+                explain_features(store, features, service, full_names=full_names)
+            raise
         self.asked = False
         self.project = store.project.encode()
         self.declined = ""

@@ -10,25 +10,23 @@ gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn).
   that do not know of this status yet (see larder.drain).
 - The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
   (Feast's own timer ends for ever with the first refresh that fails.)
-- A store that is away is a 503 without the driver's words, which may name hosts and users; a request that Feast cannot
-  answer is a 4xx with Feast's words.
+- Pushes are judged before they are written (see larder.push), reads that Feast cannot answer are explained (see
+  larder.reads), and every error has one shape and says whose it is (see larder.failures).
 """
 
 import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from feast import FeatureStore, ValueType
-from feast.errors import FeastError
 from feast.feature_server import get_app
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.permissions.server.utils import (
@@ -40,23 +38,20 @@ from feast.permissions.server.utils import (
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.retry import Retry
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from larder import drain
+from larder import drain, push, reads
+from larder.failures import HANDLERS, OneShape, failed, say_nothing
 from larder.online import Online
 
 log = logging.getLogger("uvicorn.error")
 
 # Less than HAProxy's `timeout check`.
 READY_SECONDS = 3.0
-STORE_ERRORS: tuple[type[Exception], ...] = (RedisError, SQLAlchemyError, psycopg.Error, OSError, TimeoutError)
-REQUEST_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError)
-Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
 # An entity that nobody has, by the type of its key.
 NOBODY = {
     ValueType.STRING: "larder-ready",
@@ -72,7 +67,8 @@ class FeatureServer(Starlette):
     """One worker: Feast's application, once there is a registry to build it from, and what is known about its store."""
 
     def __init__(self, store: FeatureStore) -> None:
-        super().__init__(routes=[Route("/ready", self.ready), Mount("/", self.serve)], lifespan=self.lifespan)
+        routes = [Route("/ready", self.ready), Mount("/", self.serve)]
+        super().__init__(routes=routes, exception_handlers=HANDLERS, lifespan=self.lifespan)
         self.store = store
         # Feast would refresh an old cache within a client's request; this server refreshes beside them.
         self.registry_ttl = store.config.registry.cache_ttl_seconds or 60
@@ -82,6 +78,7 @@ class FeatureServer(Starlette):
         self.revision = os.environ.get("LARDER_REVISION", "")
         self.feast: FastAPI | None = None
         self.online: Online | None = None
+        self.fast: ServerErrorMiddleware | None = None
         self.canary: dict[str, Any] | None = None
         auth = str_to_auth_manager_type(store.config.auth_config.type)
         init_security_manager(auth_type=auth, fs=store)
@@ -89,8 +86,8 @@ class FeatureServer(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Past all that Starlette and FastAPI do for other requests.
-        if scope["type"] == "http" and self.online and self.online.answers(scope):
-            await self.online(scope, receive, send)
+        if scope["type"] == "http" and self.fast and Online.answers(scope):
+            await self.fast(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -123,6 +120,7 @@ class FeatureServer(Starlette):
                 await stack.enter_async_context(app.router.lifespan_context(app))
                 await fail_fast(self.store)
                 self.online = Online(self.store, app, failed)
+                self.fast = ServerErrorMiddleware(self.online, say_nothing)
                 self.feast = app
             else:
                 # Feast's refresh hides its errors: a read before it tells them.
@@ -137,6 +135,8 @@ class FeatureServer(Starlette):
     async def ready(self, request: Request) -> JSONResponse:
         status_code, status = await self.readiness()
         answer = {"status": status, "revision": self.revision}
+        if status_code >= 400:
+            answer["detail"] = status
         if status in drain.TIMES:
             if request.client:
                 self.gateways.note(request.client.host, status)
@@ -159,10 +159,13 @@ class FeatureServer(Starlette):
 
 
 def build(store: FeatureStore) -> FastAPI:
-    """Return Feast's application with error handlers that tell a client's error from the server's."""
+    """Return Feast's application with pushes that are judged, and errors that tell the client's from the server's."""
     app: FastAPI = get_app(store, registry_ttl_sec=0)
+    app.add_middleware(OneShape)
     for error, handler in HANDLERS.items():
         app.add_exception_handler(error, handler)
+    push.add_to(app, store)
+    reads.add_to(app, store)
     return app
 
 
@@ -188,50 +191,6 @@ def find_canary(store: FeatureStore) -> dict[str, Any] | None:
                 "features": [f"{view.name}:{view.features[0].name}"],
             }
     return None
-
-
-async def unavailable(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s failed: %s: %s", request.url.path, type(error).__name__, error)
-    return JSONResponse({"detail": "a store is not available"}, 503)
-
-
-async def bad_request(_: Request, error: Exception) -> JSONResponse:
-    # A KeyError's own text is the repr of its message.
-    return JSONResponse({"detail": str(error.args[0] if error.args else error)}, 400)
-
-
-async def not_implemented(_: Request, __: Exception) -> JSONResponse:
-    """Feast's PostgreSQL offline store cannot be written to: a push may go `to` online only."""
-    return JSONResponse({"detail": "the store does not implement this"}, 501)
-
-
-async def unexpected(_: Request, __: Exception) -> JSONResponse:
-    """The journal has the traceback; Feast would send the exception's text."""
-    return JSONResponse({"detail": "internal error"}, 500)
-
-
-async def refused(_: Request, error: Exception) -> JSONResponse:
-    """Answer as Feast does; what it calls its own error (500) when a client asks for what cannot be is the client's."""
-    assert isinstance(error, FeastError)
-    status = error.http_status_code()
-    return JSONResponse(error.to_error_detail(), 400 if status == 500 else status)
-
-
-HANDLERS: dict[type[Exception], Handler] = {
-    Exception: unexpected,
-    NotImplementedError: not_implemented,
-    FeastError: refused,
-    **dict.fromkeys(REQUEST_ERRORS, bad_request),
-    **dict.fromkeys(STORE_ERRORS, unavailable),
-}
-
-
-async def failed(request: Request, error: Exception) -> JSONResponse:
-    """Answer a request that failed outside Feast's application as one inside it."""
-    handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
-    if handler is unexpected:
-        log.error("%s failed", request.url.path, exc_info=error)
-    return await handler(request, error)
 
 
 def notify_systemd() -> None:

@@ -1,5 +1,6 @@
 """`larder status`: what is registered, how much there is, how old it is, and how long a real read takes."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from larder import db, feast_store, runs
+from larder import apply, db, feast_store, registry, runs
 from larder.credentials import Credentials
 from larder.errors import LarderError
 from larder.log import logger
@@ -22,6 +23,9 @@ SELECT (SELECT max(event_timestamp) FROM market_data.ohlcv_daily), (SELECT count
 """
 REFUSED = "SELECT path, reason FROM market_data.refused_files ORDER BY path"
 REFUSED_SHOWN = 10
+SHOWN = 5
+ASKED_AT_ONCE = 1000
+TEN_YEARS = 10 * 366 * 86400  # for an online store without a TTL
 
 
 @dataclass
@@ -72,6 +76,7 @@ def status(credentials: Credentials, *, max_age_hours: float) -> Status:
         now: datetime = connection.execute("SELECT now()").fetchall()[0][0]
         if not views:
             result.problems.append("No feature view is registered: run larder apply.")
+        whole = _registry(credentials, store, result)
         times = [view.materialized for view in result.views if view.name in batch]
         if times and None in times:
             never = [v.name for v in result.views if v.name in batch and v.materialized is None]
@@ -81,9 +86,68 @@ def status(credentials: Credentials, *, max_age_hours: float) -> Status:
             result.age_seconds = (now - result.last_materialization).total_seconds()
             if result.age_seconds > max_age_hours * 3600:
                 result.problems.append(f"The last materialization is {result.age_seconds / 3600:.1f} hours old.")
-        if batch:
-            _read(connection, store, [v for v in views if v.name in batch], result)
+        if batch and whole:
+            served = [v for v in views if v.name in batch]
+            _read(connection, store, served, result)
+            for view in served:
+                _online(connection, store, view, result)
     return result
+
+
+def _registry(credentials: Credentials, store: Any, result: Status) -> bool:
+    """Whether all that was applied is there; somebody may have deleted objects, or features of a view."""
+    with db.connect(credentials.registry_url, "status") as connection:
+        lost = apply.lacking(connection, store.project)
+        features = apply.lacking_features(connection, store.project, registry.features(store))
+    if lost:
+        result.problems.append(f"The registry lost {registry.named(lost)}: larder apply brings back what was applied.")
+    elif features:
+        result.problems.append(
+            f"The registry lost {len(features)} features ({', '.join(features[:SHOWN])}): larder apply --force brings "
+            "them back."
+        )
+    return not lost
+
+
+def _online(connection: psycopg.Connection, store: Any, view: Any, result: Status) -> None:
+    """Entities whose newest row the online store does not have: evicted, lost, or never written.
+
+    Every entity is asked for, since a full Redis evicts any of them. What is older than the online TTL went by itself.
+    """
+    ttl = getattr(store.config.online_store, "key_ttl_seconds", None) or TEN_YEARS
+    query = sql.SQL(
+        "SELECT {keys}, max({time}) FROM {table} AS source "
+        "WHERE {time} > now() - %s * interval '1 second' AND {time} <= now() GROUP BY {keys} ORDER BY {keys}"
+    ).format(
+        keys=sql.SQL(", ").join(map(sql.Identifier, view.join_keys)),
+        time=sql.Identifier(view.batch_source.timestamp_field),
+        table=_table(view),
+    )
+    rows = connection.execute(query, [ttl]).fetchall()
+    missing: list[str] = []
+    older: list[str] = []
+    for first in range(0, len(rows), ASKED_AT_ONCE):
+        part = rows[first : first + ASKED_AT_ONCE]
+        entities = [dict(zip(view.join_keys, keys, strict=True)) for *keys, _ in part]
+        answer = store.get_online_features([f"{view.name}:{view.features[0].name}"], entities).proto
+        stamps = answer.results[-1].event_timestamps
+        for (*keys, newest), stamp in zip(part, stamps, strict=True):
+            name = "/".join(map(str, keys))
+            if stamp.seconds == 0:
+                missing.append(name)
+            elif stamp.seconds < int(newest.timestamp()):
+                older.append(name)
+    for names, what in ((missing, "nothing"), (older, "an older row than the database")):
+        if names:
+            result.problems.append(
+                f"{view.name}: of {len(names)} of {len(rows)} entities the online store has {what} "
+                f"({', '.join(names[:SHOWN])}): larder materialize --since {rows_since(rows)} writes them."
+            )
+
+
+def rows_since(rows: Sequence[tuple[Any, ...]]) -> str:
+    """The day from which on a window holds the newest row of every entity."""
+    return f"{min(newest for *_, newest in rows):%Y-%m-%d}"
 
 
 def _table(view: Any) -> sql.Composable:
@@ -118,7 +182,7 @@ def _last_run(connection: psycopg.Connection, credentials: Credentials, result: 
         result.problems.append(f"{len(result.refused_files) - len(shown)} more files are refused.")
     if result.pending_symbols and not under_way:
         result.problems.append(
-            f"{result.pending_symbols} symbols wait to be computed: the next run does it, or larder run now."
+            f"Symbols that wait to be computed: {result.pending_symbols:,}; the next run does it, or larder run now."
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import psycopg
@@ -150,6 +151,121 @@ def test_a_part_of_a_long_history_gives_what_the_whole_gives(url, tmp_path, monk
     compute(url, full=True)
     for view, values in by_part.items():
         np.testing.assert_allclose(values, values_of(url, view), rtol=1e-9, atol=1e-9, err_msg=view)
+
+
+UPSERT = """
+INSERT INTO market_data.ohlcv_daily VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (symbol, event_timestamp) DO UPDATE SET volume = excluded.volume, adjusted_close = excluded.adjusted_close
+"""
+PENDING = """
+INSERT INTO market_data.pending_compute AS pending (symbol, since) VALUES (%s, %s)
+ON CONFLICT (symbol) DO UPDATE SET since = least(pending.since, excluded.since)
+"""
+
+
+def put(url, symbol, n, volumes, *, seed=0, adjust=1.0):
+    """Store bars as a load does; volumes by the bar's number, None where there is none."""
+    random = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(random.normal(0, 0.02, n)))
+    days = [datetime(2019, 1, 1, tzinfo=UTC) + timedelta(i) for i in range(n)]
+    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+        values = [
+            (symbol, days[i], c * 0.99, c * 1.02, c * 0.98, c, c * adjust, volume)
+            for i, volume in volumes.items()
+            for c in [float(close[i])]
+        ]
+        cursor.executemany(UPSERT, values)
+        cursor.execute(PENDING, [symbol, days[min(volumes)]])
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n=st.integers(30, 120), seed=st.integers(0, 10**6), data=st.data())
+def test_an_incremental_run_equals_a_full_one_where_volumes_are_fractions_or_missing(url, n, seed, data):
+    volume = st.none() | st.floats(0, 1e6)
+    volumes = dict(enumerate(data.draw(st.lists(volume, min_size=n, max_size=n))))
+    symbol = f"S{seed}_{n}"
+    new = data.draw(st.integers(1, n - 1))
+    changed = data.draw(st.dictionaries(st.integers(0, n - 1), volume, min_size=1, max_size=3))
+    for some in ({i: volumes[i] for i in range(new)}, {i: volumes[i] for i in range(new, n)}, changed):
+        put(url, symbol, n, some, seed=seed)
+        compute(url)
+    assert compute(url, full=True) == 0
+    stored = ask(
+        url,
+        "SELECT f.volume, obv, volume_ratio, vwap, mfi_14 FROM features.ohlcv_features f"
+        " JOIN features.volume_indicators USING (symbol, event_timestamp) WHERE symbol = %s ORDER BY event_timestamp",
+        symbol,
+    )
+    for i, (kept, *features) in enumerate(stored):
+        assert kept == (volumes | changed)[i]
+        assert kept is not None or features == [None] * 4
+
+
+def test_a_history_without_volumes_is_read_in_part_and_a_sum_goes_on_after_a_gap(url, monkeypatch):
+    """No volume at all (A), none of late (B), one after a gap (C), one after a gap that is longer than the part (D)."""
+    read = []
+    computed = computing._computed
+    monkeypatch.setattr(computing, "_computed", lambda c, s, n: read.append((list(s), n)) or computed(c, s, n))
+    n = 2000
+    random = np.random.default_rng(5)
+    some = dict(enumerate(map(float, random.lognormal(3, 2, n))))
+    none = dict.fromkeys(range(n))
+    volumes = {
+        "A": none,
+        "B": some | dict.fromkeys(range(1900, n)),
+        "C": some | dict.fromkeys(range(1900, n - 1)),
+        "D": some | dict.fromkeys(range(100, n - 1)),
+    }
+    for symbol, all_of_it in volumes.items():
+        put(url, symbol, n, {i: all_of_it[i] for i in range(n - 1)})
+    compute(url)
+    for symbol, all_of_it in volumes.items():
+        put(url, symbol, n, {n - 1: all_of_it[n - 1]})
+    read.clear()
+    compute(url)
+    assert read == [(["A", "B", "C", "D"], MEMORY), (["D"], None)]
+    assert ask(url, "SELECT count(volume_sma_20), count(obv) FROM features.volume_indicators WHERE symbol = 'A'") == [
+        (0, 0)
+    ]
+    last = "SELECT symbol, obv FROM features.volume_indicators WHERE event_timestamp = %s ORDER BY symbol"
+    newest = datetime(2019, 1, 1, tzinfo=UTC) + timedelta(n - 1)
+    parts = ask(url, last, newest)
+    assert [obv is None for _, obv in parts] == [True, True, False, False]
+    compute(url, full=True)
+    assert ask(url, last, newest) == parts, "the very same sum, to the last bit"
+    assert ask(url, "SELECT count(sma_200) FROM features.technical_indicators_ma WHERE symbol = 'A'") == [(n - 199,)]
+
+
+def test_bytes_are_written_to_columns_of_their_type_only(url, tmp_path):
+    """Eight bytes of a double are a bigint as well: a table that site.yml has not widened yet would take them."""
+    load(url, [write(tmp_path / "A.csv", lines(30))])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE features.ohlcv_features ALTER COLUMN volume TYPE bigint")
+    with pytest.raises(LarderError, match=r"ohlcv_features has the column volume as bigint, and double precision is"):
+        compute(url)
+    assert ask(url, "SELECT count(*) FROM features.ohlcv_features") == [(0,)]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE features.ohlcv_features ALTER COLUMN volume TYPE double precision")
+    assert compute(url) == 30 * 6
+
+
+def test_other_prices_compute_everything_anew_and_leave_the_bar_as_loaded(url, monkeypatch):
+    """Adjusted by a constant: returns and oscillators stay, averages and ranges are scaled."""
+    n = 260
+    put(url, "A", n, dict.fromkeys(range(n), 1.5), adjust=0.25)
+    compute(url)
+    before = {view: ask(url, f"SELECT * FROM features.{view} ORDER BY event_timestamp") for view in VIEWS}
+    monkeypatch.setenv("LARDER_INDICATOR_PRICES", "adjusted_close")
+    assert compute(url) > 3 * n
+    assert compute(url) == 0
+    scaled = {"vwap", "macd", "macd_signal", "macd_histogram", "atr_14", "price_range", "body_size", "upper_shadow"}
+    scaled |= {"lower_shadow", "std_20", "bb_upper", "bb_middle", "bb_lower", *VIEWS["technical_indicators_ma"]}
+    for view, names in VIEWS.items():
+        after = ask(url, f"SELECT * FROM features.{view} ORDER BY event_timestamp")
+        for place, name in enumerate(names, start=2):
+            was, is_ = (np.array([row[place] for row in rows], dtype=float) for rows in (before[view], after))
+            factor = 0.25 if name in scaled else 1
+            np.testing.assert_allclose(is_, was * factor, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("audited", [True, False])

@@ -238,7 +238,7 @@ def test_status_says_which_files_are_refused_and_why(url, incoming, credentials)
 def test_status_says_that_symbols_wait_to_be_computed(url, incoming, credentials):
     write(incoming / "A.csv", lines(30))
     pipeline.run(credentials, ["load"], [incoming])
-    assert "1 symbols wait to be computed" in problems(url, credentials)[0]
+    assert "Symbols that wait to be computed: 1;" in problems(url, credentials)[0]
 
 
 def test_status_says_why_the_last_run_failed(url, incoming, credentials):

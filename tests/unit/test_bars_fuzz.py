@@ -89,7 +89,7 @@ def damaged(data, dice):
                 lines[n], lines[m] = lines[m], lines[n]
             case 3:  # something that is no digit, anywhere
                 at = dice.randrange(len(line) + 1)
-                lines[n] = line[:at] + dice.choice(JUNK) + line[at:]
+                lines[n] = line[:at] + dice.choice(JUNK).strip("\r\n") + line[at:]  # half a number is one, too
             case 4:
                 lines.insert(n, "".join(dice.choice(JUNK) for _ in range(dice.randint(1, 200))))
             case 5:  # a cell that is lost

@@ -4,6 +4,7 @@ import struct
 from datetime import date
 
 import pyarrow as pa
+import pytest
 
 from larder import binary
 
@@ -38,3 +39,24 @@ def test_many_rows_in_blocks():
 
 def test_no_rows():
     assert b"".join(binary.write(pa.table({"volume": pa.array([], pa.int64())}))) == binary.HEADER + binary.END
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [
+        (pa.string(), "text"),
+        (pa.large_string(), "text"),
+        (pa.date32(), "timestamp with time zone"),
+        (pa.timestamp("us", "UTC"), "timestamp with time zone"),
+        (pa.float64(), "double precision"),
+        (pa.float32(), "real"),
+        (pa.int64(), "bigint"),
+        (pa.int32(), "integer"),
+        (pa.int16(), "smallint"),
+    ],
+)
+def test_a_column_is_of_postgresqls_type(column, name):
+    widths = {"real": 4, "integer": 4, "smallint": 2, "text": 1}
+    assert binary.type_of(column) == name
+    values, _ = binary.field(pa.chunked_array([pa.nulls(1, column)]))
+    assert values.itemsize == widths.get(name, 8)

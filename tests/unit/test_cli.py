@@ -67,6 +67,20 @@ def test_a_log_level_that_is_none_is_told():
     assert "debug, info, warning, error" in result.output
 
 
+def test_prices_that_are_none_are_told(monkeypatch):
+    monkeypatch.setenv("LARDER_INDICATOR_PRICES", "adjusted")
+    with pytest.raises(ConfigError, match="LARDER_INDICATOR_PRICES is 'adjusted'; it may be close or adjusted_close"):
+        definitions.fingerprint()
+
+
+def test_features_of_other_prices_are_of_other_definitions(monkeypatch):
+    as_loaded = definitions.fingerprint()
+    monkeypatch.setenv("LARDER_INDICATOR_PRICES", "close")
+    assert definitions.fingerprint() == as_loaded
+    monkeypatch.setenv("LARDER_INDICATOR_PRICES", "adjusted_close")
+    assert definitions.fingerprint() != as_loaded
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -53,6 +53,11 @@ def test_the_pushed_view_is_what_its_table_holds(objects):
     assert view.stream_source.name == "market_data_push_source"
 
 
+def test_a_bar_may_have_no_volume_but_has_its_prices():
+    nullable = [c["name"] for c in TABLES["market_data.ohlcv_daily"]["columns"] if c.get("nullable", True)]
+    assert nullable == ["volume"]
+
+
 def test_there_is_nothing_else(objects):
     assert set(objects[FeatureView]) == {*VIEWS, "market_features"}
     assert set(objects[OnDemandFeatureView]) == {"price_change"}

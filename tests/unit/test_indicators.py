@@ -14,7 +14,10 @@ FEATURES = {name: view for view, names in VIEWS.items() for name in names}
 STANDARD_DEVIATION = {"bb_upper", "bb_lower", "bb_width", "std_20", "hist_volatility_20"}
 
 
-def history(n, seed=1, *, volume=True):
+VOLUME = ["volume", *VIEWS["volume_indicators"]]
+
+
+def history(n, seed=1):
     random = np.random.default_rng(seed)
     close = 100 * np.exp(np.cumsum(random.normal(0, 0.02, n)))
     open_ = close * np.exp(random.normal(0, 0.01, n))
@@ -24,12 +27,21 @@ def history(n, seed=1, *, volume=True):
         "low": np.minimum(open_, close) * (1 - random.uniform(0, 0.01, n)),
         "close": close,
         "adjusted_close": close / 2,
-        "volume": random.integers(0, 10**7, n).astype(float) if volume else np.zeros(n),
+        "volume": random.integers(0, 10**7, n) / 1000,
     }
 
 
+def with_gaps(bars, *gaps):
+    """The bars without the volumes of these places or slices."""
+    volume = np.array(bars["volume"], dtype=float)
+    for gap in gaps:
+        volume[gap] = np.nan
+    return bars | {"volume": volume}
+
+
 def sma(values, n):
-    return [None if i + 1 < n else fmean(values[i + 1 - n : i + 1]) for i in range(len(values))]
+    windows = [values[max(i + 1 - n, 0) : i + 1] for i in range(len(values))]
+    return [None if len(w) < n or None in w else fmean(w) for w in windows]
 
 
 def ema(values, n, start=0):
@@ -63,7 +75,8 @@ def divide(a, b):
 
 
 def expected(bars):
-    o, h, l, c, v = (list(map(float, bars[k])) for k in ("open", "high", "low", "close", "volume"))  # noqa: E741 - as in the specification
+    o, h, l, c = (list(map(float, bars[k])) for k in ("open", "high", "low", "close"))  # noqa: E741 - as in the specification
+    v = [None if math.isnan(x) else float(x) for x in bars["volume"]]
     n = len(c)
     typical = [(h[i] + l[i] + c[i]) / 3 for i in range(n)]
 
@@ -73,8 +86,8 @@ def expected(bars):
     def window(length, function):
         return [None if i + 1 < length else function(i) for i in range(n)]
 
-    out = {name: list(map(float, bars[name])) for name in ("open", "high", "low", "close", "volume", "adjusted_close")}
-    out["typical_price"] = typical
+    out = {name: list(map(float, bars[name])) for name in ("open", "high", "low", "close", "adjusted_close")}
+    out["volume"], out["typical_price"] = v, typical
     out |= {f"sma_{k}": sma(c, k) for k in (5, 10, 20, 50, 200)}
     out |= {f"ema_{k}": ema(c, k) for k in (12, 26, 50)}
 
@@ -109,18 +122,24 @@ def expected(bars):
 
     out["volume_sma_20"] = sma(v, 20)
     out["volume_ratio"] = each(divide, v, out["volume_sma_20"])
-    obv = [v[0]]
-    for i in range(1, n):
-        obv.append(obv[-1] + (v[i] if c[i] > c[i - 1] else -v[i] if c[i] < c[i - 1] else 0))
-    out["obv"] = obv
-    flow = [typical[i] * v[i] for i in range(n)]
-    out["vwap"] = window(20, lambda i: divide(math.fsum(last(flow, 20, i)), math.fsum(last(v, 20, i))))
-    gain = [0.0, *(flow[i] if typical[i] > typical[i - 1] else 0.0 for i in range(1, n))]
-    loss = [0.0, *(flow[i] if typical[i] < typical[i - 1] else 0.0 for i in range(1, n))]
-    sums = window(14, lambda i: (math.fsum(last(gain, 14, i)), math.fsum(last(loss, 14, i))))
-    sums = [None if i < 14 else s for i, s in enumerate(sums)]
-    # Below a flow of 1 TA-Lib says 0.
-    out["mfi_14"] = each(lambda s: 0.0 if sum(s) < 1 else 100 * s[0] / sum(s), sums)
+    sign = [1, *((c[i] > c[i - 1]) - (c[i] < c[i - 1]) for i in range(1, n))]
+    so_far, out["obv"] = 0.0, []
+    for i in range(n):
+        so_far += sign[i] * (v[i] or 0)
+        out["obv"].append(None if v[i] is None else so_far)
+    flow = each(lambda t, x: t * x, typical, v)
+
+    def sums(columns, length, i):
+        """The sum of each column's last values; None where one of them is."""
+        windows = [last(values, length, i) for values in columns]
+        return None if any(None in w for w in windows) else [math.fsum(w) for w in windows]
+
+    out["vwap"] = each(lambda s: divide(*s), window(20, lambda i: sums((flow, v), 20, i)))
+    up = [None, *(typical[i] > typical[i - 1] for i in range(1, n))]
+    down = [None, *(typical[i] < typical[i - 1] for i in range(1, n))]
+    money = [each(lambda a, x: a * x, way, flow) for way in (up, down)]
+    money = window(14, lambda i: sums(money, 14, i))
+    out["mfi_14"] = each(lambda s: 0.0 if sum(s) == 0 else 100 * s[0] / sum(s), money)
 
     out["daily_return"] = [None, *(c[i] / c[i - 1] - 1 for i in range(1, n))]
     out["log_return"] = log_return
@@ -179,6 +198,42 @@ def test_feature_of_prices_that_never_move_and_volumes_of_zero(name):
     check(bars, name)
 
 
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize(
+    "gaps", [[slice(None)], [0], [-1], [60], [slice(0, 30)], [slice(100, 140), 170, slice(250, 300)]]
+)
+def test_feature_of_bars_without_a_volume(name, gaps):
+    bars = history(300, seed=len(gaps))
+    check(with_gaps(bars, *gaps), name)
+    if name not in VOLUME:
+        np.testing.assert_array_equal(
+            *(compute(FEATURES[name], Bars(b))[name] for b in (bars, with_gaps(bars, *gaps))), err_msg=name
+        )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 120), st.integers(0, 2**32 - 1), st.sets(st.integers(0, 119)))
+def test_volume_features_are_null_at_a_gap_and_recover_within_their_window(n, seed, gaps):
+    bars = with_gaps(history(n, seed), [gap for gap in gaps if gap < n])
+    missing = np.isnan(bars["volume"])
+    for name in VOLUME:
+        check(bars, name)
+        known = ~np.isnan(compute(FEATURES[name], Bars(bars))[name])
+        assert not known[missing].any(), name
+        for i in range(20, n):
+            assert known[i] or missing[i - 19 : i + 1].any(), (name, i)
+
+
+@pytest.mark.parametrize("name", VOLUME)
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+def test_volume_may_be_a_fraction(name, size):
+    bars = history(80)
+    bars["volume"] *= size
+    check(bars, name)
+    if name == "mfi_14":
+        assert compute("volume_indicators", Bars(bars))[name][-1] > 0
+
+
 @pytest.mark.parametrize("name", STANDARD_DEVIATION)
 def test_standard_deviation_where_prices_hardly_move(name):
     bars = history(400)
@@ -204,10 +259,39 @@ def test_a_price_of_zero_gives_no_infinity():
             assert not np.isinf(values).any(), name
 
 
+@pytest.mark.parametrize("name", [*FEATURES])
+def test_prices_as_loaded_are_the_default(name):
+    bars = history(260)
+    bars["adjusted_close"] = bars["close"] / 7
+    check(bars, name)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_split_is_no_crash_where_indicators_are_of_adjusted_prices(name):
+    """Ten for one at bar 130, dividends besides: all is as if prices had been so ever since, but for the bar itself."""
+    adjusted = history(300)
+    factor = np.where(np.arange(300) < 130, 0.1, 1.0) * (1 - 0.01 * (np.arange(300) < 200))
+    adjusted["adjusted_close"] = adjusted["close"]
+    loaded = adjusted | {k: adjusted[k] / factor for k in ("open", "high", "low", "close")}
+    wanted = np.array([np.nan if x is None else x for x in expected(adjusted)[name]], dtype=float)
+    if name in VIEWS["ohlcv_features"]:
+        wanted = np.array(expected(loaded)[name], dtype=float)
+    actual = compute(FEATURES[name], Bars(loaded, "adjusted_close"))[name]
+    np.testing.assert_allclose(actual, wanted, rtol=1e-7, atol=1e-9 * max(adjusted["close"]))
+
+
+def test_a_close_of_zero_is_not_adjusted():
+    bars = history(60)
+    for k in ("open", "high", "low", "close"):
+        bars[k][30] = 0
+    sma = compute("technical_indicators_ma", Bars(bars, "adjusted_close"))["sma_5"]
+    assert np.isfinite(sma[4:]).all()
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 260), st.integers(0, 2**32 - 1), st.data())
-def test_later_bars_change_no_earlier_value(n, seed, data):
-    bars = history(n, seed)
+@given(st.integers(1, 260), st.integers(0, 2**32 - 1), st.sets(st.integers(0, 259)), st.data())
+def test_later_bars_change_no_earlier_value(n, seed, gaps, data):
+    bars = with_gaps(history(n, seed), [gap for gap in gaps if gap < n])
     cut = data.draw(st.integers(1, n))
     for view in VIEWS:
         whole, part = compute(view, Bars(bars)), compute(view, Bars({k: v[:cut] for k, v in bars.items()}))

@@ -15,10 +15,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 import yaml
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
+from ansible.parsing.vault import VaultLib, VaultSecret
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins.loader import connection_loader, init_plugin_loader
@@ -30,12 +32,17 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
 PLAYBOOK = ROOT / "ansible/preflight.yml"
 RULES = yaml.safe_load(PLAYBOOK.read_text())[0]["tasks"][0]["preflight"]
+VALUES: dict[str, dict[str, Any]] = {
+    name: rule
+    for path in ROOT.glob("roles/*/meta/values.yml")
+    for name, rule in yaml.safe_load(path.read_text()).items()
+}
 
 specification = importlib.util.spec_from_file_location("preflight", ROOT / "ansible/plugins/action/preflight.py")
 assert specification
@@ -55,8 +62,9 @@ GROUPS = {
     "pipeline": {"pipeline1": {"ansible_host": "pipeline1.example.com"}},
 }
 SECRETS = {
-    variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in rule["purposes"]}
-    for variable, rule in RULES["secrets"].items()
+    variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in rule["secrets"]}
+    for variable, rule in VALUES.items()
+    if "secrets" in rule
 }
 
 
@@ -137,7 +145,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"redis_maxmemory_policy": "lru"},
         "all hosts: redis_maxmemory_policy is 'lru' and must be one of allkeys-lru",
     ),
-    "type": ({"redis_timeout": "soon"}, "all hosts: redis_timeout is 'soon' and must be an integer."),
+    "type": (
+        {"redis_timeout": "soon"},
+        "all hosts: redis_timeout is 'soon' and must be a whole number of seconds, 0 to 86400.",
+    ),
     "boolean": ({"base_firewall_enabled": "maybe"}, "base_firewall_enabled is 'maybe' and must be true or false."),
     "nested typo": (
         {"base_users": [{"nmae": "x"}]},
@@ -195,13 +206,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a certificate for no service": (
         {"certificate_provided": {"haproxy": authority(ca=False)}},
-        "certificate_provided.haproxy is for no service; there are timescaledb, redis, feast, gateway.",
+        "certificate_provided has an entry for no service; there are timescaledb, redis, feast, gateway.",
     ),
-    "port 0": ({"larder_gateway_port": 0}, "all hosts: larder_gateway_port is 0 and must be 1 to 65535."),
-    "port 70000": ({"larder_redis_port": 70000}, "all hosts: larder_redis_port is 70000 and must be 1 to 65535."),
+    "port 0": (
+        {"larder_gateway_port": 0},
+        "all hosts: larder_gateway_port is 0 and must be a whole number, 1 to 65535.",
+    ),
+    "port 70000": (
+        {"larder_redis_port": 70000},
+        "all hosts: larder_redis_port is 70000 and must be a whole number, 1 to 65535.",
+    ),
     "port as a word": (
         {"larder_redis_port": "redis"},
-        "all hosts: larder_redis_port is 'redis' and must be an integer.",
+        "all hosts: larder_redis_port is 'redis' and must be a whole number, 1 to 65535.",
     ),
     "last port": (
         {"larder_feature_server_port": 65535, "larder_feature_server_instances": 2},
@@ -252,7 +269,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "purpose": (
         with_secret("timescaledb_passwords", laod=LONG),
-        "all hosts: timescaledb_passwords.laod is for no purpose of the stack (did you mean load?); there are load,",
+        "all hosts: timescaledb_passwords has an entry for no purpose of the stack (did you mean load?); there are",
     ),
     "secret used twice": (
         with_secret("redis_passwords", serve=LONG, push=LONG),
@@ -260,7 +277,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "token that is a password": (
         with_secret("gateway_tokens", writer=SECRETS["timescaledb_passwords"]["load"]),
-        "all hosts: timescaledb_passwords.load and gateway_tokens.writer are the same secret; each must be one",
+        "all hosts: gateway_tokens.writer and timescaledb_passwords.load are the same secret; each must be one",
     ),
 }
 
@@ -331,7 +348,7 @@ def test_what_only_a_run_knows_and_what_is_not_the_stacks_is_no_fault(
 
 @pytest.mark.parametrize(
     ("maxmemory", "fault"),
-    [("1023mb", False), ("1gb", False), ("1025mb", True), ("2gb", True), ("1100000000", True), ("1g", False)],
+    [("1023mb", False), ("1gb", True), ("1025mb", True), ("2gb", True), ("1100000000", True), ("1g", False)],
 )
 def test_redis_gets_no_more_than_the_host_has(maxmemory: str, fault: bool) -> None:
     host = preflight.Host("cache1", set(), {"redis_maxmemory": maxmemory, "ansible_facts": {"memtotal_mb": 1024}})
@@ -362,7 +379,7 @@ def test_a_release_that_is_not_supported_is_named(facts: dict[str, str], fault: 
 def test_any_text_without_nul_and_newline_is_a_secret(secret: str) -> None:
     values = {**SECRETS, **with_secret("redis_passwords", serve=secret)}
     host = preflight.Host("db1", values.keys(), values)
-    assert [*preflight.secret_faults(host, {"redis": ["db1"]}, RULES["secrets"])] == []
+    assert [*preflight.secret_faults(host, {"redis": ["db1"]}, VALUES)] == []
 
 
 def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,8 +403,200 @@ def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for() -> N
     template = (ROOT / "ansible/templates/vault.yml.j2").read_text()
     written = yaml.safe_load(re.sub(r"\{%.*%\}|\{\{.*?\}\}", "x", template).removeprefix("x\n"))
     purposes = {name: list(values) for name, values in written.items() if isinstance(values, dict)}
-    assert purposes == {name: rule["purposes"] for name, rule in RULES["secrets"].items()}
+    assert purposes == {name: rule["secrets"] for name, rule in VALUES.items() if "secrets" in rule}
     assert list(written["certificate_authorities"][0]) == ["certificate", "private_key"]
+
+
+SPECS = {
+    path.parents[1].name: {
+        name: option
+        for entry in yaml.safe_load(path.read_text())["argument_specs"].values()
+        for name, option in entry.get("options", {}).items()
+    }
+    for path in ROOT.glob("roles/*/meta/argument_specs.yml")
+}
+NAMES = sorted(name for options in SPECS.values() for name in options)
+CANARY = "CANARYcanary0123456789canary"
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=8)
+    | st.dates()
+    | st.sampled_from(
+        [CANARY, f"x{CANARY}", f"/{CANARY}", f"{CANARY}:22", f"{CANARY}\n", CANARY[:12], CANARY.encode(), 10**400]
+    )
+    | st.sampled_from([preflight.Unevaluated.UNKNOWN, preflight.Unevaluated.BROKEN])
+)
+# Words that open a way into what judges more closely.
+WORDS = st.sampled_from(
+    [
+        *["name", "keys", "address", "purpose", "service", "group", "port", "open_to", "retention", "serve", "reader"],
+        *["connections", "settings", "groups", "certificate", "private_key", "state", "gateway", CANARY, CANARY[:12]],
+    ]
+)
+ANYTHING = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.integers() | st.none(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    st.dictionaries(st.sampled_from(NAMES) | st.just(f"redis_{CANARY}"), ANYTHING, min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_no_value_of_a_vault_is_in_any_message_and_no_value_stops_preflight(given: dict[str, Any], own: bool) -> None:
+    """Whatever stands in a variable: one of the vault itself, or one of another file that holds what the vault does."""
+    values = {**SECRETS, "certificate_authorities": [AUTHORITY], "ansible_facts": {"memtotal_mb": 1024}, **given}
+    secret = given if own else {name: given[name] for name in {*SECRETS, *preflight.PAIRS} & given.keys()}
+    secrecy = preflight.Secrecy(secret, [CANARY])
+    hosts = [preflight.Host(name, values.keys(), values, secrecy) for name in ("db1", "server1")]
+    groups = {group: list(members) for group, members in GROUPS.items()}
+    for sentence in preflight.judge(hosts, groups, SPECS, {**RULES, "values": VALUES}):
+        assert CANARY[:12] not in sentence
+        assert "\n" not in sentence
+
+
+def vault_of(path: Path, text: str) -> None:
+    """Write an encrypted file that the loader of these tests can open."""
+    secret = VaultSecret(b"correct horse")
+    LOADER.set_vault_secrets([("default", secret)])
+    path.write_bytes(VaultLib([("default", secret)]).encrypt(text, secret))
+
+
+MISTAKES = {
+    "a lost line": "certificate_generation:\n  reader: CANARY1\n  writer: CANARY2\n",
+    "tokens for a number": "redis_hz: [CANARY1, CANARY2]\n",
+    "tokens for a password": "redis_passwords: {serve: [CANARY1, CANARY2], push: CANARY3}\n",
+    "a secret for a purpose": "redis_passwords: {CANARY1: CANARY2}\n",
+    "a secret for a variable": "redis_CANARY1: CANARY2\n",
+    "a secret for a service": "certificate_provided: {CANARY1: {certificate: CANARY2, private_key: CANARY3}}\n",
+    "a secret for a certificate": "certificate_authorities: [{certificate: CANARY1, CANARY2: x}]\n",
+    "a secret for a user": "base_users: [{name: 'CANARY1 x', CANARY2: y, state: CANARY3}]\n",
+    "a secret for a state": "base_users: [{name: alice, state: CANARY3}]\n",
+    "a secret for an address": "larder_address: 'CANARY1/x'\n",
+    "a secret for a switch": "base_firewall_enabled: CANARY1\n",
+    "a secret for a choice": "redis_maxmemory_policy: CANARY1\n",
+    "secrets in Jinja": "redis_passwords: {serve: '{{ CANARY1 ', push: '{{ CANARY2 }}', admin: '{{ 1 | CANARY3 }}'}\n",
+    "a long number": "redis_hz: 123456789012345678\n",
+    "what two hosts disagree on": "larder_project: CANARY1\n",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_no_mistake_in_a_vault_shows_what_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, elsewhere: bool
+) -> None:
+    text = re.sub(r"CANARY(\d)", lambda match: f"c4n4ryC4n4ry{match[1]}x7Kq", text)
+    inventory = write_inventory(tmp_path, {}, {"redis": {"cache1": {"larder_project": "another"}}})
+    secrets = re.findall(r"c4n4ryC4n4ry\dx7Kq|\d{18}", text)
+    # The mistake is in the vault, or in a file beside it that is not encrypted.
+    vault_of(inventory / "group_vars/all/vault.yml", yaml.safe_dump({"mine": secrets}) if elsewhere else text)
+    if elsewhere:
+        (inventory / "group_vars/all/z.yml").write_text(text)
+    found = faults(inventory, capsys)
+    assert found
+    assert [sentence for sentence in found if "c4n4ry" in sentence or "123456789012345678" in sentence] == []
+
+
+def test_a_value_that_is_no_secret_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inventory = write_inventory(tmp_path, {"gateway_max_body": -1})
+    vault_of(inventory / "group_vars/all/vault.yml", "mine: {a: x, b: '-', c: 1, d: true}\n")
+    sentence = "all hosts: gateway_max_body is -1 and must be a whole number of bytes, 1024 to 104857600."
+    assert faults(inventory, capsys) == [sentence]
+
+
+RELATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a window shorter than the schedule's gap": (
+        {"pipeline_schedule": "0 2 1 * *"},
+        "pipeline_schedule is '0 2 1 * *', which leaves up to 31 days between two runs, and pipeline_window_days",
+    ),
+    "a TTL shorter than the window": (
+        {"feast_online_ttl_seconds": 86400},
+        "feast_online_ttl_seconds is 86400 and must be 604800 or more",
+    ),
+    "renewal before issue": (
+        {"certificate_days": 60},
+        "certificate_renew_days is 60 and must be less than certificate_days, 60.",
+    ),
+    "more connections of one than of all": (
+        {"gateway_max_connections": 100},
+        "gateway_client_connections is 500 and must be gateway_max_connections, 100, or less.",
+    ),
+    "workers without memory": (
+        {"feature_server_workers": 6},
+        "feature_server_memory_max is '1G' and must be 1200M or more: each of feature_server_workers, 6, needs 200M.",
+    ),
+    "metrics among the bars": (
+        {"pipeline_metrics": "/var/lib/larder/incoming/metrics"},
+        "pipeline_metrics is '/var/lib/larder/incoming/metrics' and must not be in pipeline_incoming, or the same.",
+    ),
+    "one directory for both": (
+        {"pipeline_metrics": "/var/lib/larder/incoming"},
+        "pipeline_metrics is '/var/lib/larder/incoming' and must not be in pipeline_incoming, or the same.",
+    ),
+    "a user twice": (
+        {"base_users": [{"name": "alice"}, {"name": "alice"}]},
+        "base_users has 'alice' twice, and must have it once.",
+    ),
+    "a person with the service's account": (
+        {"base_users": [{"name": "feast"}]},
+        "base_users has 'feast', which is larder_user; people need an account of their own.",
+    ),
+    "a group that is none": (
+        {"base_firewall_services": [{"service": "redis", "group": "redis", "port": 6379, "open_to": ["gatway"]}]},
+        "base_firewall_services has the group 'gatway', which is no group (did you mean gateway?).",
+    ),
+    "a client's purpose": (
+        {"timescaledb_extra_clients": [{"purpose": "trian", "address": "192.0.2.64/32"}]},
+        "timescaledb_extra_clients has the purpose 'trian'; there are load, pipeline, ",
+    ),
+    "a retention shorter than the window": (
+        {"timescaledb_tables": [{"name": "a.b", "columns": [], "retention": "3 days"}]},
+        "timescaledb_tables has the retention '3 days' and must keep at least pipeline_window_days, 7 days",
+    ),
+    "nothing": ({"redis_maxmemory": None}, "redis_maxmemory is empty; leave the line out for the default."),
+}
+
+
+@pytest.mark.parametrize(("variables", "sentence"), RELATIONS.values(), ids=RELATIONS)
+def test_values_that_do_not_fit_each_other_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], variables: dict[str, Any], sentence: str
+) -> None:
+    found = faults(write_inventory(tmp_path, variables), capsys)
+    assert len(found) == 1, found
+    assert sentence in found[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"gateway_bind_address": "192.0.2.9"},
+            "gateway_bind_address has '192.0.2.9', which is no address of the host",
+        ),
+        (
+            {"redis_bind": ["127.0.0.1", "-::1", "192.0.2.9"]},
+            "redis_bind has '192.0.2.9', which is no address of the host",
+        ),
+        ({"timescaledb_listen_addresses": ["2001:db8::9"]}, "timescaledb_listen_addresses has '2001:db8::9', which is"),
+        ({"gateway_bind_address": "*"}, None),
+        ({"redis_bind": ["127.0.0.1", "-::1", "192.0.2.1", "-192.0.2.8"]}, None),
+        ({"timescaledb_listen_addresses": ["2001:DB8:0::1"]}, None),
+    ],
+)
+def test_services_listen_at_addresses_that_their_host_has(variables: dict[str, Any], sentence: str | None) -> None:
+    facts = {"all_ipv4_addresses": ["192.0.2.1"], "all_ipv6_addresses": ["2001:db8::1"]}
+    host = preflight.Host("one", variables.keys(), {**variables, "ansible_facts": facts})
+    found = [*preflight.listener_faults(host, {group: ["one"] for group in preflight.LISTENERS})]
+    assert [sentence in fault for fault in found] == ([True] if sentence else [])
+    other = preflight.Host("other", variables.keys(), host.values)
+    assert [*preflight.listener_faults(other, {group: ["one"] for group in preflight.LISTENERS})] == []
 
 
 def orphan(answer: Connection, parent: int) -> None:
@@ -436,7 +645,7 @@ class TestPlaybook:
         ssh = tmp_path / "ssh"
         ssh.write_text(f"#!/bin/sh\ntouch {tmp_path}/contacted\nexit 255\n")
         ssh.chmod(0o755)
-        environment = {**os.environ, "ANSIBLE_SSH_EXECUTABLE": str(ssh), "ANSIBLE_NOCOLOR": "1"}
+        environment = playbooks.environment(ANSIBLE_SSH_EXECUTABLE=str(ssh))
 
         def run(*arguments: str | Path) -> tuple[int, str, bool]:
             command = [Path(sys.executable).with_name("ansible-playbook"), PLAYBOOK, *arguments]
@@ -453,7 +662,7 @@ class TestPlaybook:
         code, output, contacted = run("-i", inventory, *options)
         assert code == 2
         assert "- group pipeline: it has no host in the inventory and needs exactly 1.\n" in output
-        assert "- all hosts: redis_timeout is 'soon' and must be an integer.\n" in output
+        assert "- all hosts: redis_timeout is 'soon' and must be a whole number of seconds, 0 to 86400.\n" in output
         assert not contacted
 
     def test_an_inventory_without_hosts_is_a_fault(self, tmp_path: Path, run: Any) -> None:
@@ -471,10 +680,10 @@ class TestPlaybook:
         assert "TASK [The hosts are right]" not in output
 
     def test_memory_is_asked_of_the_host(self, tmp_path: Path, run: Any) -> None:
-        inventory = write_inventory(tmp_path / "inventory", {"redis_maxmemory": "90000gb"})
+        inventory = write_inventory(tmp_path / "inventory", {"redis_maxmemory": "4000gb"})
         code, output, contacted = run("-i", inventory, "-e", "ansible_connection=local", "-e", "ansible_become=false")
         assert code == 2
-        assert "- cache1: redis_maxmemory is '90000gb' and must be less than the host's memory, " in output
+        assert "- cache1: redis_maxmemory is '4000gb' and must be less than the host's memory, " in output
         assert not contacted
 
     def test_a_wrong_vault_password_ends_the_run_in_one_sentence(self, tmp_path: Path, run: Any) -> None:
@@ -489,3 +698,26 @@ class TestPlaybook:
         assert code != 0
         assert "Decryption failed (no vault secrets were found that could decrypt)" in output
         assert not contacted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("formats", [{"name": "ours", "files": ["broker/*"], "zone": "Europe/Athens", "resample": True}], ""),
+        ("formats", [{"nme": "ours"}], "pipeline_formats: Entry 1 of the formats is {'nme': 'ours'}"),
+        ("formats", [{"name": "ours", "zone": "Europe/Pariss"}], "zone is 'Europe/Pariss'; it may be an IANA zone"),
+        ("formats", [{"name": "ours", "headr": ["a"]}], "has the unknown key 'headr'; there are columns, "),
+        ("formats", [{"name": "yahoo"}], "The name of the format 'yahoo' is taken"),
+        ("max_rejected", 0, ""),
+        ("max_rejected", 5, "pipeline_max_rejected is 5 and must be a share from 0 to 1, such as 0.05"),
+        ("max_rejected", float("nan"), "pipeline_max_rejected is nan"),
+        ("first_bar_date", "1970-01-01", ""),
+        ("first_bar_date", "1/1/1970", "pipeline_first_bar_date is '1/1/1970' and must be a day of the past"),
+        ("first_bar_date", "2970-01-01", "must be a day of the past"),
+    ],
+)
+def test_what_holds_of_files_of_bars_is_judged_by_the_pipelines_own_code(name: str, value: Any, says: str) -> None:
+    host = preflight.Host("pipeline1", {f"pipeline_{name}"}, {f"pipeline_{name}": value})
+    found = [*preflight.file_faults(host)]
+    assert len(found) == bool(says)
+    assert says in " ".join(found)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 import yaml
 from cryptography import x509
@@ -53,7 +53,7 @@ def command(name: str, vault: Path, *arguments: str | Path) -> subprocess.Comple
     return subprocess.run(
         [Path(sys.executable).with_name(name), *arguments],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_VAULT_PASSWORD_FILE": str(password)},
+        env=playbooks.environment(ANSIBLE_VAULT_PASSWORD_FILE=str(password)),
         text=True,
         capture_output=True,
         check=False,
@@ -87,8 +87,8 @@ def test_all_get_fresh_values_and_nothing_else_changes(vault: Path) -> None:
     # With the fresh values blotted out on one side and the old ones on the other, the two are equal.
     fresh = r"[A-Za-z0-9]{40}"
     blotted = re.sub(fresh, "*", new)
-    expected = VAULT.replace("old-serve", "*").replace('"old # push"', "*").replace("|\n    old-monitor\n\n", "*\n")
-    expected = expected.replace("!unsafe 'old {{ admin }} it''s'", "*").replace("old-materialize", "*")
+    expected = VAULT.replace("old-serve", "*").replace("old # push", "*").replace("|\n    old-monitor", "*")
+    expected = expected.replace("!unsafe 'old {{ admin }} it''s'", "'*'").replace("old-materialize", "*")
     expected = expected.replace("old-reader", "[*, 'old-reader']").replace(
         "[old-writer, older-writer]", "[*, 'old-writer']"
     )
@@ -131,7 +131,11 @@ def test_a_new_authority_is_trusted_then_signs_and_then_the_old_one_goes(vault: 
 
 @pytest.mark.parametrize(
     ("secrets", "sentence"),
-    [("redis_pasword", "secrets holds redis_pasword; the vault has redis_passwords.serve,")],
+    [
+        ("redis_pasword", "secrets has a name that is none of the vault's; it has "),
+        ("other", "secrets has a name that is none of the vault's; it has "),
+        ("backup_passphrase", "a passphrase opens what was closed with it, and is never made anew"),
+    ],
 )
 def test_what_cannot_be_done_is_said_and_changes_nothing(vault: Path, secrets: str, sentence: str) -> None:
     write(vault, VAULT)
@@ -154,4 +158,58 @@ def test_check_mode_writes_nothing(vault: Path) -> None:
     write(vault, VAULT)
     before = vault.read_bytes()
     assert renew(vault, "", "--check").returncode == 0
+    assert vault.read_bytes() == before
+
+
+def init(vault: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return command("ansible-playbook", vault, "-i", vault.parents[2], "ansible/init_secrets.yml", *more)
+
+
+def test_a_vault_that_exists_is_completed_and_nothing_of_it_changes_or_is_shown(vault: Path) -> None:
+    (vault.parents[2] / ".vault_password").write_text("correct horse")
+    write(vault, "# ours\nredis_passwords:\n  serve: OldOldOldOldOldOldOld\nbackup_passphrase: x\n")
+    done = init(vault, "-vvv", "--diff")
+    assert done.returncode == 0, done.stdout
+    text = read(vault)
+    held = load(text)
+    assert held["redis_passwords"]["serve"] == "OldOldOldOldOldOldOld"
+    assert held["backup_passphrase"] == "x"
+    assert text.startswith("# ours\nredis_passwords:\n")
+    said = done.stdout + done.stderr
+    assert "PRIVATE KEY" not in said
+    names = ("redis_passwords", "timescaledb_passwords", "gateway_tokens")
+    secrets = [secret for name in names for secret in held[name].values()]
+    assert len(secrets) == 14
+    assert [secret for secret in secrets if secret in said] == []
+    before = vault.read_bytes()
+    again = init(vault)
+    assert "changed=0 " in again.stdout
+    assert vault.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("redis_passwords:\n  serve: !CANARYcanary x\n", "cannot be read: the value at line 2, column 10"),
+        (
+            "redis_passwords:\n  CANARYcanary: a\n  CANARYcanary: a\n",
+            "cannot be read: the name at line 3, column 3 stands",
+        ),
+        ("a: CANARYcanary\n---\nb: CANARYcanary\n", "cannot be read: it holds more than one document"),
+        ("- CANARYcanary\n", "cannot be read: it holds no variables"),
+    ],
+)
+def test_a_vault_that_cannot_be_read_is_named_and_not_quoted(vault: Path, text: str, sentence: str) -> None:
+    (vault.parents[2] / "hosts.yml").write_text("redis: {hosts: {cache1: {}}}\n")
+    write(vault, text)
+    before = vault.read_bytes()
+    for done in (
+        command("ansible-playbook", vault, "-i", vault.parents[2], "ansible/preflight.yml", "-vvv"),
+        renew(vault),
+        init(vault),
+    ):
+        said = " ".join((done.stdout + done.stderr).split())
+        assert done.returncode != 0
+        assert sentence in said
+        assert "CANARY" not in said
     assert vault.read_bytes() == before

@@ -1,7 +1,9 @@
 """The feature server around a real store (SQLite), spoken to as a server speaks to it."""
 
 import asyncio
+import importlib
 import json
+import logging
 import re
 import socket
 import threading
@@ -10,11 +12,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pandas as pd
+import psycopg
 import pytest
+import uvicorn
 import yaml
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.errors import FeastInvalidAuthConfigClass
 from feast.types import Float64
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
+from sqlalchemy.exc import OperationalError
+from starlette.applications import Starlette
 
 from larder import drain, serve
 
@@ -68,10 +76,15 @@ async def ask(app, method, path, body=None, client="198.51.100.1"):
 
     try:
         await app(scope, receive, send)
-    except RuntimeError:
-        # Starlette answers an unexpected error and raises it again, for the server's log.
+    except Exception as error:
+        # Starlette answers an unexpected error and raises it again; uvicorn logs it so.
         assert sent
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=error)
     return sent[0]["status"], json.loads(b"".join(m.get("body", b"") for m in sent[1:]) or "null")
+
+
+def not_ready(why):
+    return {"detail": why, "status": why, "revision": "abc"}
 
 
 @asynccontextmanager
@@ -177,7 +190,7 @@ def test_an_instance_stops_when_the_gateways_know(directory, monkeypatch, gatewa
 
 def test_an_instance_waits_for_the_first_apply(directory):
     async def scenario(app):
-        assert await ask(app, "GET", "/ready") == (503, {"status": "no registry", "revision": "abc"})
+        assert await ask(app, "GET", "/ready") == (503, not_ready("no registry"))
         await asyncio.to_thread(apply, directory)
         await asyncio.sleep(3)
         assert (await ask(app, "GET", "/ready"))[0] == 200
@@ -189,16 +202,33 @@ def test_an_applied_project_without_views_has_nothing_to_read(directory):
     (directory / "feature_store.yaml").write_text(CONFIG.format(directory=directory, mode="auto"))
 
     async def scenario(app):
-        assert (await ask(app, "GET", "/ready")) == (503, {"status": "no feature view", "revision": "abc"})
+        assert (await ask(app, "GET", "/ready")) == (503, not_ready("no feature view"))
 
     run(scenario)
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(RedisConnectionError(SECRET), 503), (OSError(SECRET), 503), (RuntimeError(SECRET), 500)],
+    [
+        (RedisConnectionError(SECRET), 503),
+        (ConnectionResetError(SECRET), 503),
+        (OperationalError("SELECT", {}, psycopg.OperationalError(SECRET)), 503),
+        (psycopg.errors.ReadOnlySqlTransaction(SECRET), 503),
+        (ResponseError(f"LOADING {SECRET}"), 503),
+        (OutOfMemoryError(SECRET, status_code="OOM"), 503),
+        (ResponseError(f"Command # 1 (HSET k) of pipeline caused error: ('MISCONF {SECRET}',)"), 503),
+        (ResponseError(f"WRONGTYPE {SECRET}"), 500),
+        (psycopg.errors.DatatypeMismatch(SECRET), 500),
+        (psycopg.errors.ProgramLimitExceeded(SECRET), 500),
+        (FileNotFoundError(SECRET), 500),
+        (FeastInvalidAuthConfigClass(SECRET), 500),
+        (ValueError(SECRET), 500),
+        (KeyError(SECRET), 500),
+        (RuntimeError(SECRET), 500),
+    ],
+    ids=lambda value: getattr(type(value), "__name__", str(value)) if isinstance(value, Exception) else str(value),
 )
-def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeypatch, error, status):
+def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeypatch, caplog, error, status):
     apply(directory)
 
     def fail(*_, **__):
@@ -207,9 +237,11 @@ def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeyp
     async def scenario(app):
         monkeypatch.setattr(FeatureStore, "get_online_features", fail)
         answer = await ask(app, "POST", "/get-online-features", READ)
-        assert answer[0] == status
-        assert SECRET not in json.dumps(answer[1])
-        assert await ask(app, "GET", "/ready") == (503, {"status": "no online store", "revision": "abc"})
+        detail = "a store is not available" if status == 503 else "internal error"
+        assert answer == (status, {"detail": detail})
+        logged = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert [bool(record.exc_info) for record in logged] == [status == 500]
+        assert await ask(app, "GET", "/ready") == (503, not_ready("no online store"))
 
     run(scenario)
 
@@ -235,3 +267,44 @@ def test_systemd_is_told_once_the_instance_serves(directory, monkeypatch):
             assert systemd.recv(100) == b"READY=1"
 
         run(scenario)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET /ready HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"\x16\x03\x01\x02",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_the_shape_of_every_error(monkeypatch, written):
+    for name, value in {
+        "WORKERS": "1",
+        "ADDRESS": "127.0.0.1",
+        "PORT": "1",
+        "INSTANCE": "1",
+        "CERTIFICATE": "/",
+    }.items():
+        monkeypatch.setenv(f"LARDER_{name}", value)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/")
+    protocol = importlib.import_module("larder.gunicorn").Protocol
+
+    async def main():
+        config = uvicorn.Config(Starlette(), http=protocol, log_config=None)
+        config.load()
+        state = uvicorn.server.ServerState()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(written)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        server.close()
+        return answer
+
+    head, _, body = asyncio.run(main()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n")
+    assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
+    assert json.loads(body) == {"detail": "Invalid HTTP request received."}

@@ -100,7 +100,8 @@ def test_an_identifier_cannot_leave_its_quotes(name):
 
 
 def test_an_empty_database_gets_everything_in_order():
-    statements = module.plan({"market_data": {"train": ["usage"]}}, [bars()], ROLES, [], module.State())
+    statements, widenings = module.plan({"market_data": {"train": ["usage"]}}, [bars()], ROLES, [], module.State())
+    assert widenings == []
     assert [statement.split(" ")[0:2] for statement in statements] == [
         ["CREATE", "SCHEMA"],
         ["GRANT", "USAGE"],
@@ -110,6 +111,62 @@ def test_an_empty_database_gets_everything_in_order():
         ["CREATE", "INDEX"],
         ["GRANT", "INSERT,"],
     ]
+
+
+def retyped(is_, asked, allowed=(), **actual):
+    """Plan for a table whose column close is of one type and declared as another."""
+
+    def columns(type_):
+        at = {name: module.Column(t, True, None) for name, t in (("symbol", "text"), ("at", "timestamptz"))}
+        return at | {"close": module.Column(type_, True, None)}
+
+    declared = bars(hypertable=None, indexes=[], grants={})
+    declared["columns"][2]["type"] = asked
+    key = ["symbol", "at"]
+    state = module.State(
+        schemas={"market_data": {}},
+        tables={"market_data.bars": module.Table(columns(is_), key, **actual)},
+        declared={"market_data.bars": module.Table(columns(asked), key)},
+    )
+    return module.plan({"market_data": {}}, [declared], {}, allowed, state)
+
+
+@pytest.mark.parametrize(("is_", "asked"), module.WIDENINGS)
+def test_a_wider_type_is_neither_refused_nor_given_unasked(is_, asked):
+    statements, (widening,) = retyped(is_, asked)
+    assert statements == []
+    assert widening.as_dict() == {"column": "market_data.bars.close", "from": is_, "to": asked}
+    assert widening.statements[0] == (
+        f'ALTER TABLE "market_data"."bars" ALTER COLUMN "close" TYPE {asked} USING "close"::{asked}'
+    )
+    refuses_bytes = [s for s in widening.statements[1:] if 'ADD CONSTRAINT "close_is_no_bigint" CHECK' in s]
+    assert len(refuses_bytes) == (is_ == "bigint") == len(widening.statements) - 1
+
+
+@pytest.mark.parametrize("is_", ["smallint", "integer", "bigint", "real", "double precision", "numeric", "text"])
+@pytest.mark.parametrize("asked", ["smallint", "integer", "bigint", "real", "double precision", "numeric", "text"])
+def test_every_other_type_is_refused_unless_it_is_named(is_, asked):
+    if is_ == asked or (is_, asked) in module.WIDENINGS:
+        return
+    with pytest.raises(module.RefusedError, match=r"values would be converted.*add market_data\.bars\.close"):
+        retyped(is_, asked)
+    statements, widenings = retyped(is_, asked, ["market_data.bars.close"])
+    assert len(statements) == 1
+    assert widenings == []
+
+
+def test_a_value_that_a_wider_type_lacks_is_named_unless_it_may_change():
+    values = {"close": "symbol A, at 2026-01-05T00:00:00+00:00, close 9007199254740993"}
+    with pytest.raises(module.RefusedError) as refused:
+        retyped("bigint", "double precision", changed_values=values)
+    (sentence,) = refused.value.args
+    assert sentence == (
+        "market_data.bars has the column close as bigint, and double precision is asked for: of symbol A, "
+        "at 2026-01-05T00:00:00+00:00, close 9007199254740993 it would make another number. "
+        "If that is meant, add market_data.bars.close to timescaledb_allow_lossy."
+    )
+    _, widenings = retyped("bigint", "double precision", ["market_data.bars.close"], changed_values=values)
+    assert len(widenings) == 1
 
 
 def test_all_refusals_are_told_at_once_and_nothing_is_planned():

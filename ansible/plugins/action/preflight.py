@@ -1,7 +1,7 @@
 """Judge an inventory and its variables on the controller, before any host is touched.
 
 Nothing here connects anywhere. What Jinja cannot evaluate yet, such as a fact, is unknown and is not judged. A fault is
-one sentence that says where it is, which variable, what it holds and what is allowed; a secret's value never appears.
+one sentence that says where it is, which variable, what it holds and what is allowed; what is in a vault never appears.
 """
 
 from __future__ import annotations
@@ -11,29 +11,49 @@ import fcntl
 import multiprocessing
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from ansible import context
 from ansible.constants import COLOR_ERROR
 from ansible.errors import AnsibleError, AnsibleTemplateSyntaxError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.parsing.vault import EncryptedString
 from ansible.plugins.action import ActionBase
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
+sys.path.append(str(Path(__file__).parents[3] / "src"))  # the package that the hosts run
+
+import larder_values
+
 SHORTEST_SECRET = 16
 # What has a certificate.
 SERVICES = ("timescaledb", "redis", "feast", "gateway")
+# From the vault too, but not by purpose.
+PAIRS = ("certificate_authorities", "certificate_provided")
 # Facts of the role larder that may differ between hosts.
 PER_HOST = {"larder_address", "larder_secure_logging"}
-BYTES = re.compile(r"(\d+)(b|k|kb|m|mb|g|gb)?", re.IGNORECASE)
-UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 2**10, "m": 10**6, "mb": 2**20, "g": 10**9, "gb": 2**30}
 TYPES = {"bool": "true or false", "dict": "a dictionary", "int": "an integer", "list": "a list", "str": "text"}
+# Where services listen: on hosts of this group, at these addresses.
+LISTENERS = {
+    "gateway": "gateway_bind_address",
+    "redis": "redis_bind",
+    "timescaledb": "timescaledb_listen_addresses",
+}
+# Variables of which none may be in, or be, the directory of another.
+DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics")
+WORKER_BYTES = 200 * 2**20
+# Large, and no user's.
+MAGIC = {"ansible_facts", "ansible_local", "groups", "hostvars", "vars"}
 
 Groups = Mapping[str, Sequence[str]]
 Specs = Mapping[str, Mapping[str, Mapping[str, Any]]]  # role, variable, its option
@@ -46,6 +66,68 @@ class Unevaluated(Enum):
     BROKEN = "Jinja refuses it, or it refers to a variable that no role has"
 
 
+def texts(value: Any) -> Iterator[str]:
+    """Return every text in a value, its keys and its lines, and every number that is too long for a count."""
+    waiting, seen = [value], set()
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, str | bytes):
+            text = held.decode(errors="replace") if isinstance(held, bytes) else str(held)
+            yield text
+            if "\n" in text:
+                waiting += text.splitlines()
+        elif isinstance(held, int) and not isinstance(held, bool) and 10**6 <= abs(held) < 10**1000:
+            yield str(held)
+        elif isinstance(held, Mapping | Sequence | Set) and id(held) not in seen:
+            seen.add(id(held))
+            waiting += [*held, *held.values()] if isinstance(held, Mapping) else held
+
+
+def inline(value: Any) -> Iterator[str]:
+    """Return what stands encrypted by itself in a value, by ``!vault``."""
+    if isinstance(value, EncryptedString):
+        yield str(value)
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from inline(item)
+
+
+class Secrecy:
+    """What no message may hold: secrets and the values of vaults, wherever else they are."""
+
+    def __init__(
+        self, secret: Mapping[str, Any] | None = None, values: Iterable[Any] = (), public: Iterable[str] = ()
+    ) -> None:
+        """Take the variables that are secret, further values that are, and words that are public all the same."""
+        self.names = set(secret or {})
+        self.held = {text for value in [*(secret or {}).values(), *values] for text in texts(value) if text} - {*public}
+
+    def hides(self, value: Any) -> bool:
+        """Whether a value is, holds, or is a part of a secret; of one that is short, whether it is one."""
+        return any(
+            text in self.held
+            or any((len(held) >= 4 and held in text) or (len(text) >= 8 and text in held) for held in self.held)
+            for text in texts(value)
+        )
+
+    def show(self, name: str, value: Any) -> str:
+        """Return a variable's value for a message, or what kind of value it is where that is all one may know."""
+        if name in self.names or self.hides(value):
+            if isinstance(value, str | bytes):
+                return f"text of {len(value)} characters (not shown)"
+            if isinstance(value, Mapping | Sequence | Set):
+                kind = "a dictionary" if isinstance(value, Mapping) else "a list"
+                return f"{kind} of {len(value)} (not shown)"
+            return "empty" if value is None else "a value that is no text (not shown)"
+        return show(value)
+
+    def clean(self, sentence: str) -> str:
+        """Return a sentence without any secret in it, such as one that stands where a name should."""
+        for held in sorted((held for held in self.held if len(held) >= 8 and held in sentence), key=len, reverse=True):
+            sentence = sentence.replace(held, "(not shown)")
+        return sentence
+
+
 @dataclass
 class Host:
     """A host's variables: ``given`` by the inventory or the command line; ``values`` has the roles' defaults too."""
@@ -53,9 +135,13 @@ class Host:
     name: str
     given: Set[str]
     values: Mapping[str, Any]
+    secrecy: Secrecy = field(default_factory=Secrecy)
 
     def get(self, name: str) -> Any:
         return self.values.get(name, Unevaluated.UNKNOWN)
+
+    def show(self, name: str) -> str:
+        return f"{name} is {self.secrecy.show(name, self.get(name))}"
 
 
 def hint(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -64,7 +150,11 @@ def hint(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def show(value: object) -> str:
-    text = f"'{value}'" if isinstance(value, str) else repr(value)
+    try:
+        text = f"'{value}'" if isinstance(value, str) else repr(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return "a number of very many digits"
+    text = text.replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -85,7 +175,7 @@ def address_faults(hosts: Iterable[Host]) -> Iterator[str]:
     found = defaultdict(list)
     for host in hosts:
         if isinstance(address := host.get("larder_address"), str):
-            found[address].append(host.name)
+            found[address if not host.secrecy.hides(address) else host.show("larder_address")].append(host.name)
     for address, names in found.items():
         if len(names) > 1:
             where = f"{', '.join(names)}: larder_address (by default ansible_host, else the name)"
@@ -98,7 +188,7 @@ def shared_faults(hosts: Iterable[Host], shared: Iterable[str]) -> Iterator[str]
         held = defaultdict(list)
         for host in hosts:
             if not isinstance(value := host.get(name), Unevaluated):
-                held[show(str(value))].append(host.name)
+                held[host.secrecy.show(name, larder_values.scalar(value) or value)].append(host.name)
         if len(held) > 1:
             values = " and ".join(f"{value} on {', '.join(names)}" for value, names in held.items())
             yield f"all hosts: {name} is {values}, and must be the same everywhere: set it in group_vars/all"
@@ -107,36 +197,55 @@ def shared_faults(hosts: Iterable[Host], shared: Iterable[str]) -> Iterator[str]
 def name_faults(host: Host, specs: Specs) -> Iterator[str]:
     """Every variable that has a role's prefix, or almost a role's variable's name, is one of a role's."""
     known = {name for options in specs.values() for name in options}
-    for name in sorted(host.given - known):
+    for name in sorted(name for name in host.given - known if isinstance(name, str)):
         prefixed = name.startswith(tuple(f"{role}_" for role in specs))
         meant = hint(name, known, 0.6 if prefixed else 0.9)
         if prefixed or (meant and not name.startswith("_")):
-            yield f"{name} is a variable of no role{meant}"
+            secret = name in host.secrecy.names or host.secrecy.hides(name)
+            what = f"a name of {len(name)} characters in a vault" if secret else name
+            yield f"{what} is a variable of no role{meant}"
 
 
-def type_faults(host: Host, specs: Specs, secrets: Iterable[str]) -> Iterator[str]:
-    """Every variable that is given has the type and is among the choices that its role's specification says."""
-    options = {name: option for role in specs.values() for name, option in role.items() if name not in secrets}
-    for name in sorted(host.given & options.keys()):
-        value, option = host.get(name), options[name]
+def value_faults(host: Host, specs: Specs, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
+    """Every variable has the type, the choice and the meaning that its role's specification and values.yml say."""
+    options = {name: option for role in specs.values() for name, option in role.items()}
+    # A default that is computed is right where that is of which it is computed: ansible_host, or a variable of a role.
+    given = {*host.given, "larder_address"} & options.keys() - {*PAIRS}
+    for name in sorted(name for name in given if "secrets" not in rules.get(name, {})):
+        value, option, rule = host.get(name), options[name], rules.get(name, {})
         if value is Unevaluated.BROKEN:
             yield f"{name} cannot be evaluated: its Jinja is wrong, or it refers to a variable that no role has"
         if isinstance(value, Unevaluated):
             continue
+        kind = option.get("type", "str")
+        if value is None:
+            yield f"{name} is empty; leave the line out for the default"
+        elif "choices" in option and kind == "str":
+            if not isinstance(value, str) or value not in option["choices"]:
+                yield f"{host.show(name)} and must be one of {', '.join(map(str, option['choices']))}"
+        elif kind == "bool" or "any" in rule:
+            yield from type_faults(host, name, option)
+        elif kind in {"dict", "list"} and not isinstance(value, Mapping if kind == "dict" else list | tuple):
+            yield f"{host.show(name)} and must be {TYPES[kind]}"
+        elif wrong := [*larder_values.faults(name, value, rule)]:
+            for where, held, allowed in wrong:
+                shown = host.secrecy.show(name, held)
+                yield f"{where} is {shown} and must be {allowed}"
+        else:
+            yield from type_faults(host, name, option)
+
+
+def type_faults(host: Host, name: str, option: Mapping[str, Any]) -> Iterator[str]:
+    """A variable passes Ansible's own check of the role's arguments."""
+    value, kind = host.get(name), option.get("type", "str")
+    try:
         errors = ArgumentSpecValidator({name: option}).validate({name: value}).error_messages
-        if errors and "choices" in option:
-            yield f"{name} is {show(value)} and must be one of {', '.join(map(str, option['choices']))}"
-        elif errors:
-            kind = option.get("type", "str")
-            detail = f" ({'; '.join(errors)})" if kind in {"dict", "list"} else ""
-            yield f"{name} is {show(value)} and must be {TYPES.get(kind, f'a {kind}')}{detail}"
-
-
-def project_faults(host: Host) -> Iterator[str]:
-    """The project has a name that Feast takes."""
-    project = host.get("larder_project")
-    if isinstance(project, str) and not re.fullmatch(r"[A-Za-z0-9]\w*", project, re.ASCII):
-        yield f"larder_project is {show(project)} and must be letters, digits and underscores, with no underscore first"
+    except (TypeError, ValueError):  # it sorts names, of which one is no text
+        errors = ["a name in it is no text"]
+    if errors:
+        told = kind in {"dict", "list"} and name not in host.secrecy.names and not host.secrecy.hides(value)
+        detail = f" ({'; '.join(errors)})" if told else ""
+        yield f"{host.show(name)} and must be {TYPES.get(kind, f'a {kind}')}{detail}"
 
 
 def port_faults(host: Host, groups: Groups) -> Iterator[str]:
@@ -146,12 +255,12 @@ def port_faults(host: Host, groups: Groups) -> Iterator[str]:
     for service in services if isinstance(services, list) else ():
         try:
             name = f"larder_{service['service']}_port"
-            port, instances, group = int(service["port"]), int(service.get("instances", 1)), service["group"]
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue  # type_faults says so
-        if not 1 <= port <= 65535:
-            yield f"{name} is {port} and must be 1 to 65535"
-        elif not 0 <= instances <= 65536 - port:
+            port, instances, group = int(service["port"]), int(service.get("instances", 1)), str(service["group"])
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+            continue  # value_faults says so
+        if not 1 <= port <= 65535 or not 0 <= instances <= 64:
+            continue  # value_faults says so
+        if instances > 65536 - port:
             yield f"{name} is {port} for {instances} instances; their ports count up from it and must end by 65535"
         elif host.name in groups.get(group, ()):
             taken = sorted(used.keys() & set(range(port, port + instances)))
@@ -218,19 +327,23 @@ def certificate_faults(host: Host) -> Iterator[str]:
             # The first signs; of another one, the certificate is enough.
             yield from pair_faults(f"{name}[{number}]", entry, signs=True, key=number == 0)
     provided = host.get("certificate_provided")
+    if not isinstance(provided, Mapping | Unevaluated):
+        yield "certificate_provided is no dictionary; it must hold a certificate and its private_key by service"
     for service, entry in provided.items() if isinstance(provided, Mapping) else ():
         if service not in SERVICES:
-            meant = hint(str(service), SERVICES)
-            yield f"certificate_provided.{service} is for no service{meant}; there are {', '.join(SERVICES)}"
+            meant = hint(service, SERVICES) if isinstance(service, str) else ""
+            yield f"certificate_provided has an entry for no service{meant}; there are {', '.join(SERVICES)}"
         else:
             yield from pair_faults(f"certificate_provided.{service}", entry)
 
 
-def secret_faults(host: Host, groups: Groups, wanted: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[str]:
+def secret_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
     """Every secret is there, is text that can be sent, is long enough, and serves one purpose alone."""
     uses = defaultdict(list)
-    for variable, rule in wanted.items():
-        purposes, secrets = rule["purposes"], host.get(variable)
+    for variable, rule in rules.items():
+        if "secrets" not in rule:
+            continue
+        purposes, secrets = rule["secrets"], host.get(variable)
         if variable not in host.given:
             if any(host.name in groups.get(group, ()) for group in rule["groups"]):
                 yield f"{variable} is unset; it must hold a secret each for {', '.join(purposes)}"
@@ -239,16 +352,18 @@ def secret_faults(host: Host, groups: Groups, wanted: Mapping[str, Mapping[str, 
             why = "cannot be evaluated" if isinstance(secrets, Unevaluated) else "is no dictionary"
             yield f"{variable} {why}; it must hold a secret each for {', '.join(purposes)}"
             continue
-        for purpose in {**dict.fromkeys(purposes), **secrets}:
+        for other in secrets:
+            if other not in purposes:
+                # Not by its name: that may be a secret, where a line was lost.
+                meant = hint(other, purposes) if isinstance(other, str) else ""
+                yield f"{variable} has an entry for no purpose of the stack{meant}; there are {', '.join(purposes)}"
+        for purpose in purposes:
             name, secret = f"{variable}.{purpose}", secrets.get(purpose)
             several = secret if rule.get("two") and isinstance(secret, list) else [secret]
-            if purpose not in purposes:
-                meant = hint(str(purpose), purposes)
-                yield f"{name} is for no purpose of the stack{meant}; there are {', '.join(purposes)}"
-            elif not 1 <= len(several) <= 2:
+            if not 1 <= len(several) <= 2:
                 yield f"{name} holds {len(several)} tokens and may hold one or two, the current one first"
             for single in several:
-                if purpose in purposes and (fault := secret_fault(single)):
+                if fault := secret_fault(single):
                     yield f"{name} {fault}"
                 if isinstance(single, str) and single:
                     uses[single].append(name)
@@ -259,24 +374,137 @@ def secret_faults(host: Host, groups: Groups, wanted: Mapping[str, Mapping[str, 
 
 def memory_faults(host: Host, groups: Groups) -> Iterator[str]:
     """The memory that Redis and PostgreSQL are to have is there, on a host whose memory is known."""
-    given, facts, share = host.get("redis_maxmemory"), host.get("ansible_facts"), host.get("timescaledb_memory_mb")
-    if isinstance(given, Unevaluated):
-        return
-    match = BYTES.fullmatch(str(given).strip())
-    if not match:
-        units = ", ".join(list(UNITS)[1:])
-        yield f"redis_maxmemory is {show(given)} and must be bytes, or a number with one of {units}"
-        return
+    given, facts, share = host.get("redis_maxmemory"), host.get("ansible_facts"), count(host, "timescaledb_memory_mb")
     memory = facts.get("memtotal_mb") if isinstance(facts, Mapping) else None
-    if memory is None or host.name not in groups.get("redis", ()):
+    wanted = None if isinstance(given, Unevaluated) else larder_values.redis_bytes(given)
+    if memory is None or wanted is None or host.name not in groups.get("redis", ()):
         return
-    redis = int(match[1]) * UNITS[(match[2] or "").lower()] / 2**20
-    if redis > memory:
-        yield f"redis_maxmemory is {show(given)} and must be less than the host's memory, {memory} MiB"
-    elif host.name in groups.get("timescaledb", ()) and str(share).isdecimal() and redis + int(share) / 4 > memory:
+    redis = wanted / 2**20
+    if redis >= memory:
+        yield f"{host.show('redis_maxmemory')} and must be less than the host's memory, {memory} MiB"
+    elif host.name in groups.get("timescaledb", ()) and share and redis + share / 4 > memory:
         # A quarter of what PostgreSQL may count on is its own, its shared_buffers; the rest is the page cache's.
-        both = f"redis_maxmemory is {show(given)} and timescaledb_memory_mb is {share}"
+        both = f"{host.show('redis_maxmemory')} and {host.show('timescaledb_memory_mb')}"
         yield f"{both}; the first and a quarter of the second must be less than the host's memory, {memory} MiB"
+
+
+def count(host: Host, name: str) -> int | None:
+    """Return a variable that is a whole number; None where value_faults says that it is none."""
+    value = host.get(name)
+    held = None if isinstance(value, Unevaluated) else larder_values.scalar(value)
+    return int(held) if held and re.fullmatch(r"[0-9]{1,18}", held) else None
+
+
+def time_faults(host: Host) -> Iterator[str]:
+    """Every run of the pipeline reaches back to the one before, and what it wrote lives until the next."""
+    schedule, days = host.get("pipeline_schedule"), count(host, "pipeline_window_days")
+    gap = (
+        larder_values.longest_gap(schedule) if isinstance(schedule, str) and not larder_values.cron(schedule) else None
+    )
+    if gap and days and gap > days:
+        yield (
+            f"{host.show('pipeline_schedule')}, which leaves up to {gap} days between two runs, and "
+            f"{host.show('pipeline_window_days')}; a run must reach back to the one before"
+        )
+    ttl = count(host, "feast_online_ttl_seconds")
+    if ttl and days and 86400 <= ttl < max(gap or 0, days) * 86400:
+        least = max(gap or 0, days) * 86400
+        yield (
+            f"{host.show('feast_online_ttl_seconds')} and must be {least} or more: pipeline_window_days, or the days "
+            "between two runs; features would be gone before they are written again"
+        )
+    life, renewal = count(host, "certificate_days"), count(host, "certificate_renew_days")
+    if life and renewal and renewal >= life:
+        yield f"{host.show('certificate_renew_days')} and must be less than certificate_days, {life}"
+    tables = host.get("timescaledb_tables")
+    for table in tables if isinstance(tables, list) else ():
+        kept = larder_values.seconds(table.get("retention")) if isinstance(table, Mapping) else None
+        if kept is not None and days and kept < days * 86400:
+            shown = host.secrecy.show("timescaledb_tables", table["retention"])
+            yield (
+                f"timescaledb_tables has the retention {shown} and must keep at least pipeline_window_days, {days} "
+                "days: what was not materialized yet would be gone"
+            )
+
+
+def size_faults(host: Host) -> Iterator[str]:
+    """What is a part of something is not larger, and what needs memory has it."""
+    some, all_of_them = count(host, "gateway_client_connections"), count(host, "gateway_max_connections")
+    if some and all_of_them and some > all_of_them:
+        yield f"{host.show('gateway_client_connections')} and must be gateway_max_connections, {all_of_them}, or less"
+    workers, memory = (
+        count(host, "feature_server_workers"),
+        larder_values.size_bytes(host.get("feature_server_memory_max")),
+    )
+    if workers and memory is not None and memory < workers * WORKER_BYTES:
+        yield (
+            f"{host.show('feature_server_memory_max')} and must be {workers * WORKER_BYTES // 2**20}M or more: each of "
+            f"feature_server_workers, {workers}, needs 200M"
+        )
+    paths = {name: f"{host.get(name)}/" for name in DIRECTORIES if isinstance(host.get(name), str)}
+    for name, path in paths.items():
+        for other, parent in paths.items():
+            if name != other and path.startswith(parent) and (path != parent or name > other):
+                yield f"{host.show(name)} and must not be in {other}, or the same"
+
+
+def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
+    """Services listen at addresses that their hosts have, as far as facts say which."""
+    facts = host.get("ansible_facts")
+    present = [
+        address
+        for family in ("all_ipv4_addresses", "all_ipv6_addresses")
+        for address in (facts.get(family) if isinstance(facts, Mapping) else None) or ()
+    ]
+    for group, name in LISTENERS.items():
+        held = host.get(name)
+        for single in held if isinstance(held, list) else [held]:
+            try:
+                address = ip_address(single if isinstance(single, str) else "")
+            except ValueError:
+                continue  # a name, all, or one that may be missing; or value_faults says so
+            known = {ip_address(each.partition("%")[0]) for each in present}
+            if host.name in groups.get(group, ()) and present and not address.is_loopback and address not in known:
+                shown = host.secrecy.show(name, str(single))
+                yield f"{name} has {shown}, which is no address of the host; it has {', '.join(present)}"
+
+
+def member_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
+    """Names that stand for something else are known, and stand once."""
+    ours = host.get("larder_groups")
+    known = {
+        *groups,
+        "everybody",
+        *(group for group in (ours if isinstance(ours, list) else ()) if isinstance(group, str)),
+    }
+    services, users = host.get("base_firewall_services"), host.get("base_users")
+    services = [each for each in services if isinstance(each, Mapping)] if isinstance(services, list) else []
+    for each in services:
+        opened = each.get("open_to")
+        for group in (each.get("group"), *(opened if isinstance(opened, list) else ())):
+            if isinstance(group, str) and group not in known:
+                shown = host.secrecy.show("base_firewall_services", group)
+                yield f"base_firewall_services has the group {shown}, which is no group{hint(group, known)}"
+    named = {"base_firewall_services": [each.get("service") for each in services]}
+    if isinstance(users, list):
+        named["base_users"] = [each.get("name") for each in users if isinstance(each, Mapping)]
+        if (user := host.get("larder_user")) in named["base_users"]:
+            shown = host.secrecy.show("base_users", user)
+            yield f"base_users has {shown}, which is larder_user; people need an account of their own"
+    for name, held in named.items():
+        for twice in {each for each in held if isinstance(each, str) and held.count(each) > 1}:
+            yield f"{name} has {host.secrecy.show(name, twice)} twice, and must have it once"
+    purposes = rules.get("timescaledb_passwords", {}).get("secrets", ())
+    roles, clients = host.get("timescaledb_roles"), host.get("timescaledb_extra_clients")
+    for purpose in roles if isinstance(roles, Mapping) else ():
+        if purpose not in purposes:
+            shown = host.secrecy.show("timescaledb_roles", purpose)
+            yield f"timescaledb_roles has {shown}, which is no purpose of the stack; there are {', '.join(purposes)}"
+    for client in clients if isinstance(clients, list) else ():
+        purpose = client.get("purpose") if isinstance(client, Mapping) else None
+        if isinstance(purpose, str) and purpose not in purposes:
+            shown = host.secrecy.show("timescaledb_extra_clients", purpose)
+            yield f"timescaledb_extra_clients has the purpose {shown}; there are {', '.join(purposes)}"
 
 
 def release_faults(host: Host, releases: Sequence[str]) -> Iterator[str]:
@@ -288,21 +516,39 @@ def release_faults(host: Host, releases: Sequence[str]) -> Iterator[str]:
             yield f"it runs {runs} and must run Debian {' or '.join(releases)}"
 
 
+def file_faults(host: Host) -> Iterator[str]:
+    """What the inventory says of files of bars is what the pipeline's own code takes."""
+    from larder import files
+    from larder.errors import ConfigError
+
+    held = {key: host.get(f"pipeline_{key}") for key in files.KEYS if f"pipeline_{key}" in host.given}
+    for key, value in held.items():  # one by one: each fault is told
+        try:
+            files.judge({} if isinstance(value, Unevaluated) else {key: value})
+        except ConfigError as error:
+            yield error.message.rstrip(".")
+
+
 def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[str, Any]) -> list[str]:
     """Return every fault once, with the hosts that have it, or the name of their group."""
     found: dict[str, list[str]] = defaultdict(list)
+    values = rules["values"]
     for host in hosts:
         for fault in (
             *name_faults(host, specs),
-            *type_faults(host, specs, {*rules["secrets"], "certificate_authorities", "certificate_provided"}),
-            *project_faults(host),
+            *value_faults(host, specs, values),
+            *file_faults(host),
             *port_faults(host, groups),
-            *secret_faults(host, groups, rules["secrets"]),
+            *secret_faults(host, groups, values),
             *certificate_faults(host),
             *memory_faults(host, groups),
+            *time_faults(host),
+            *size_faults(host),
+            *listener_faults(host, groups),
+            *member_faults(host, groups, values),
             *release_faults(host, rules["releases"]),
         ):
-            found[fault].append(host.name)
+            found[host.secrecy.clean(" ".join(fault.splitlines()))].append(host.name)
     sets = {frozenset(groups.get(group, ())): f"group {group}" for group in rules["groups"]}
     sets[frozenset(host.name for host in hosts)] = "all hosts"
 
@@ -352,7 +598,7 @@ def lock_fault(path: Path, me: int) -> str | None:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no types
-    """Takes ``groups`` (group: min, max), ``secrets`` (variable: groups, purposes) and ``releases`` of Debian."""
+    """Takes ``groups`` (group: min, max) and ``releases`` of Debian; roles say what their variables may be."""
 
     _requires_connection = False
     _supports_check_mode = True
@@ -360,10 +606,20 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         variables = task_vars or {}
         super().run(tmp, variables)
-        rules, groups, hostvars = self._task.args, variables["groups"], variables["hostvars"]
-        specs, defaults = self._roles(Path(__file__).parents[3] / "roles")
-        stack = {host for group in rules["groups"] for host in groups.get(group, ())}
-        hosts = [self._host(name, hostvars, specs, defaults, rules["secrets"]) for name in sorted(stack)]
+        groups, hostvars = variables["groups"], variables["hostvars"]
+        specs, values, defaults = self._roles(Path(__file__).parents[3] / "roles")
+        rules = {**self._task.args, "values": values}
+        stack = sorted({host for group in rules["groups"] for host in groups.get(group, ())})
+        vaults = self._vaults(variables)
+        public = {*specs, *groups, *stack, *SERVICES, "certificate", "private_key"}
+        public |= {
+            word
+            for options in specs.values()
+            for name, option in options.items()
+            for word in (name, *option.get("options", {}))
+        }
+        public |= {purpose for rule in values.values() for purpose in rule.get("secrets", ())}
+        hosts = [self._host(name, hostvars, specs, defaults, values, vaults, public) for name in stack]
         faults = judge(hosts, groups, specs, rules)
         if not faults and not self._task.check_mode:
             fault = lock_fault(self._inventory(variables) / ".lock", controller())
@@ -378,21 +634,47 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
         source = Path(variables["ansible_inventory_sources"][-1])
         return source if source.is_dir() else source.parent
 
-    def _roles(self, directory: Path) -> tuple[Specs, dict[str, Any]]:
-        """Read what every role's variables may be, and what they are by default."""
+    def _roles(self, directory: Path) -> tuple[Specs, dict[str, larder_values.Rule], dict[str, Any]]:
+        """Read what every role's variables may be, what they mean, and what they are by default."""
         specs: dict[str, dict[str, Any]] = {}
+        values: dict[str, larder_values.Rule] = {}
         defaults: dict[str, Any] = {}
         for path in sorted(directory.glob("*/meta/argument_specs.yml")):
             role = path.parents[1]
             entries = self._loader.load_from_file(str(path))["argument_specs"].values()
             specs[role.name] = {name: option for entry in entries for name, option in entry.get("options", {}).items()}
+            values |= self._loader.load_from_file(str(role / "meta/values.yml"))
             for file in (role / "defaults/main.yml", role / "vars/main.yml"):
                 if file.is_file():
                     defaults |= self._loader.load_from_file(str(file), trusted_as_template=True) or {}
-        return specs, defaults
+        return specs, values, defaults
+
+    def _vaults(self, variables: Mapping[str, Any]) -> list[Any]:
+        """Return what is in each encrypted file that may have given a variable, and in each that was one before."""
+        places = [Path(source) for source in variables["ansible_inventory_sources"]]
+        places += [Path(variables[place]) for place in ("playbook_dir",) if place in variables]
+        files = {Path(value[1:]) for value in context.CLIARGS.get("extra_vars", ()) if str(value).startswith("@")}
+        for place in {place if place.is_dir() else place.parent for place in places}:
+            files |= {*place.glob("*"), *place.glob("group_vars/**/*"), *place.glob("host_vars/**/*")}
+        found = []
+        for file in sorted(files):
+            try:
+                with file.open("rb") as opened:
+                    if opened.read(15) == b"$ANSIBLE_VAULT;":
+                        found.append(self._loader.load_from_file(str(file)))
+            except (AnsibleError, OSError):
+                continue  # nothing of it can be in a variable
+        return found
 
     def _host(
-        self, name: str, hostvars: Any, specs: Specs, defaults: Mapping[str, Any], secrets: Iterable[str]
+        self,
+        name: str,
+        hostvars: Any,
+        specs: Specs,
+        defaults: Mapping[str, Any],
+        rules: Mapping[str, larder_values.Rule],
+        vaults: Sequence[Any],
+        public: Set[str],
     ) -> Host:
         given = hostvars.raw_get(name)
         variables = {**defaults, **given, "hostvars": hostvars}
@@ -411,8 +693,13 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
 
         names = {name for options in specs.values() for name in options} | {"ansible_facts", "ansible_port"}
         values = {name: evaluate(variables[name]) for name in names if name in variables}
+        secrets = {name for name, rule in rules.items() if "secrets" in rule}
         for variable in secrets:
             if isinstance(held := variables.get(variable), Mapping):
                 # One by one: a secret that Jinja refuses is named, and says nothing of the others.
                 values[variable] = {purpose: evaluate(secret) for purpose, secret in held.items()}
-        return Host(name, given.keys(), values)
+        # What a vault gives is secret, and so is what has its name: the vault may have been overridden.
+        encrypted = {variable: held for variable in given.keys() - MAGIC if (held := [*inline(given[variable])])}
+        hidden = {name for vault in vaults if isinstance(vault, Mapping) for name in vault} | secrets | {*PAIRS}
+        held = {name: [given[name], values.get(name)] for name in hidden & given.keys() if name not in MAGIC}
+        return Host(name, given.keys(), values, Secrecy({**held, **encrypted}, vaults, public))

@@ -1,4 +1,4 @@
-"""Give secrets in an inventory's vault fresh random values, on the controller.
+"""Give secrets in an inventory's vault fresh random values, or those that are missing their first, on the controller.
 
 Only the values change: the text around them, comments included, stays byte for byte, and the file is encrypted again
 with the password that opened it. The former file, encrypted as it was, stays beside it with the suffix ``.former``.
@@ -7,174 +7,94 @@ with the password that opened it. The former file, encrypted as it was, stays be
 from __future__ import annotations
 
 import os
-import secrets
-import string
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
-from cryptography import x509
 
-AUTHORITIES = "certificate_authorities"
-GENERATION = "certificate_generation"
-TOKENS = "gateway_tokens"
-ALPHABET = string.ascii_letters + string.digits
-LENGTH = 40
-Change = tuple[int, int, str]  # from, to, what stands there instead
+sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
 
-
-def fresh() -> str:
-    return "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
-
-
-def parse(text: str) -> yaml.MappingNode:
-    """Return the nodes of a vault's text, which know where they stand in it."""
-    root = yaml.compose(text, yaml.SafeLoader)
-    if not isinstance(root, yaml.MappingNode):
-        raise ValueError("the vault holds no variables")
-    return root
-
-
-def names(root: yaml.MappingNode) -> dict[str, yaml.Node]:
-    """Return every secret by its name: ``redis_passwords.serve``, and the authorities as one."""
-    found: dict[str, yaml.Node] = {}
-    for key, value in root.value:
-        if isinstance(value, yaml.MappingNode):
-            found |= {f"{key.value}.{purpose.value}": secret for purpose, secret in value.value}
-        elif key.value in {AUTHORITIES, GENERATION}:
-            found[key.value] = value
-    return found
-
-
-def choose(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Return the names that are meant, each a variable or one of its purposes; by default all but the authorities."""
-    if not wanted:
-        return [name for name in known if name != AUTHORITIES]
-    chosen = []
-    for want in wanted:
-        meant = [name for name in known if name == want or name.startswith(f"{want}.")]
-        if not meant:
-            raise ValueError(f"secrets holds {want}; the vault has {', '.join(known)}")
-        chosen += meant
-    return chosen
-
-
-def plain(node: yaml.Node) -> Any:
-    """Return a node as dictionaries, lists and texts, whatever its tags."""
-    if isinstance(node, yaml.MappingNode):
-        return {key.value: plain(value) for key, value in node.value}
-    if isinstance(node, yaml.SequenceNode):
-        return [plain(item) for item in node.value]
-    return node.value
-
-
-def quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def tokens(node: yaml.Node) -> str:
-    """Return a fresh token, and the one that was current as the second."""
-    current = node.value[0] if isinstance(node, yaml.SequenceNode) else node
-    return f"[{fresh()}, {quoted(current.value)}]"
-
-
-def authorities(node: yaml.Node, new: Mapping[str, str]) -> list[Mapping[str, str]]:
-    """Return the next step of changing the authority: a new one is trusted, then signs, then the old one is gone."""
-    present: list[Mapping[str, str]] = plain(node)
-    if len(present) == 1:
-        return [*present, new]
-    first, second = (x509.load_pem_x509_certificate(entry["certificate"].encode()) for entry in present[:2])
-    if first.not_valid_before_utc <= second.not_valid_before_utc:
-        return [present[1], present[0], *present[2:]]
-    return present[:1]
-
-
-def block(entries: Sequence[Mapping[str, str]], column: int) -> str:
-    """Return the entries as YAML whose first line stands at a column."""
-    lines: list[str] = []
-    for entry in entries:
-        for number, (name, value) in enumerate(entry.items()):
-            lines.append(f"{'- ' if number == 0 else '  '}{name}: |")
-            lines += [f"    {line}" for line in value.strip().splitlines()]
-    return ("\n" + " " * column).join(lines) + "\n"
-
-
-def last_scalar(node: yaml.Node) -> yaml.ScalarNode:
-    while not isinstance(node, yaml.ScalarNode):
-        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
-    return node
-
-
-def changes(text: str, chosen: Sequence[str], new: Mapping[str, str]) -> Iterator[Change]:
-    found = names(parse(text))
-    for name in chosen:
-        node = found[name]
-        start, end = node.start_mark.index, node.end_mark.index
-        if name == AUTHORITIES:
-            yield start, last_scalar(node).end_mark.index, block(authorities(node, new), node.start_mark.column)
-        elif name == GENERATION:
-            yield start, end, str(int(node.value) + 1)
-        else:
-            value = tokens(node) if name.startswith(f"{TOKENS}.") else fresh()
-            # A block scalar ends with its line.
-            yield start, end, value + "\n" * text[start:end].endswith("\n")
-
-
-def renew(text: str, chosen: Sequence[str], new: Mapping[str, str]) -> str:
-    """Return the vault's text with fresh values for the chosen secrets and nothing else changed."""
-    before = parse(text)
-    for start, end, value in sorted(changes(text, chosen, new), reverse=True):
-        text = text[:start] + value + text[end:]
-    after = parse(text)
-
-    def others(root: yaml.MappingNode) -> dict[str, Any]:
-        return {name: plain(node) for name, node in names(root).items() if name not in chosen}
-
-    if names(before).keys() != names(after).keys() or others(before) != others(after):
-        raise ValueError("the vault is written in a way that cannot be edited safely; use ansible-vault edit")
-    return text
+import larder_vault
 
 
 class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no types
     """Takes ``path``, ``secrets`` (names; none means all but the authorities) and ``authority``, a new one.
 
-    Returns the names of what was changed, and all trusted authorities' ``certificates``, which are public.
+    With ``missing: true`` it adds what the vault and the inventory lack instead. Returns the ``names`` of what was
+    changed, those ``left`` because they are templates, and all trusted authorities' ``certificates``, which are public.
     """
 
     _requires_connection = False
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        super().run(tmp, task_vars or {})
-        path, vault = Path(self._task.args["path"]), self._loader._vault
-        encrypted = path.read_bytes()
+        variables = task_vars or {}
+        super().run(tmp, variables)
+        path, vault, arguments = Path(self._task.args["path"]).resolve(), self._loader._vault, self._task.args
+        try:
+            encrypted = path.read_bytes()
+        except OSError as error:
+            raise AnsibleActionFail(f"{path} cannot be read: {error.strerror}.") from None
         if not encrypted.startswith(b"$ANSIBLE_VAULT;"):
             raise AnsibleActionFail(f"{path} is not encrypted as a whole; ansible-vault encrypt does that.")
         try:
             text, vault_id, secret = vault.decrypt_and_get_vault_id(encrypted)
         except AnsibleError:
             raise AnsibleActionFail(f"The vault password that was given does not open {path}.") from None
-        old = text.decode()
+        rules: dict[str, Any] = {}
+        for file in sorted((Path(__file__).parents[3] / "roles").glob("*/meta/values.yml")):
+            rules |= self._loader.load_from_file(str(file))
+        left: list[str] = []
         try:
-            chosen = choose(list(names(parse(old))), self._task.args.get("secrets") or [])
-            new = renew(old, chosen, self._task.args["authority"])
-        except ValueError as error:
-            raise AnsibleActionFail(f"Nothing was changed: {error}.") from None
-        if not self._task.check_mode:
+            old = text.decode()
+            if arguments.get("missing"):
+                there = self._elsewhere(rules, variables)
+                new, names = larder_vault.completed(old, rules, there, arguments["authority"])
+            else:
+                new, names, left = larder_vault.renewed(
+                    old, rules, arguments.get("secrets") or [], arguments["authority"]
+                )
+            certificates = larder_vault.certificates(new)
+        except UnicodeDecodeError:
+            raise AnsibleActionFail(f"Nothing was changed in {path}: it is no UTF-8.") from None
+        except larder_vault.VaultError as error:
+            raise AnsibleActionFail(f"Nothing was changed in {path}: {error}.") from None
+        if names and not self._task.check_mode:
             self._replace(path, encrypted, vault.encrypt(new, secret=secret, vault_id=vault_id))
-        trusted = plain(parse(new)).get(AUTHORITIES, [])
-        return {"changed": True, "names": chosen, "certificates": [entry["certificate"] for entry in trusted]}
+        return {"changed": bool(names), "names": names, "left": left, "certificates": certificates}
+
+    def _elsewhere(self, rules: larder_vault.Rules, variables: Mapping[str, Any]) -> list[str]:
+        """Return the secrets that hosts of the inventory have, from whichever file."""
+        found: set[str] = set()
+        for host in {host for hosts in variables["groups"].values() for host in hosts}:
+            held = variables["hostvars"].raw_get(host)
+            if larder_vault.AUTHORITIES in held:
+                found.add(larder_vault.AUTHORITIES)
+            for name, rule in rules.items():
+                for purpose in rule.get("secrets", ()):
+                    # A template stands for all of them.
+                    if isinstance(held.get(name), str) or (
+                        isinstance(held.get(name), Mapping) and held[name].get(purpose)
+                    ):
+                        found.add(f"{name}.{purpose}")
+        return sorted(found)
 
     def _replace(self, path: Path, former: bytes, new: bytes) -> None:
         """Write the former file beside, then the new one in its place: whoever reads finds one of the two, whole."""
+        status = path.stat()
         for target, content in ((path.with_name(f"{path.name}.former"), former), (path, new)):
             temporary = path.with_name(f".{target.name}.new")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, path.stat().st_mode & 0o777)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, status.st_mode & 0o777)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
+            if os.geteuid() == 0:
+                os.chown(temporary, status.st_uid, status.st_gid)
             temporary.replace(target)
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)

@@ -27,6 +27,9 @@ description:
   - Creates and extends schemas, tables, hypertables, indexes and grants, all in one transaction.
   - Works with the Apache edition of TimescaleDB.
   - What would lose data, or leave old data as it was, is refused unless O(allow_lossy) names it.
+  - A column that is declared wider than it is keeps every value, but its table is rewritten under a lock, and whoever
+    writes rows in a binary format must know of it. So that is left to a call of its own, which names it as O(widen).
+    What was a C(bigint) then has a constraint that refuses a bigint's bytes.
   - Indexes that are not declared, and rights of roles that O(roles) does not name, are left alone.
 author: The Larder authors
 options:
@@ -126,6 +129,11 @@ options:
     type: list
     elements: str
     default: []
+  widen:
+    description:
+      - Column, as C(schema.table.column), to bring to its declared wider type.
+      - RV(widenings) of a call without it says which there are.
+    type: str
 attributes:
   check_mode:
     support: full
@@ -164,6 +172,12 @@ statements:
   type: list
   elements: str
   sample: ['ALTER TABLE "features"."price_action" ADD COLUMN "gap" double precision']
+widenings:
+  description: Columns that are declared wider than they are, but for the one that O(widen) names.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{column: market_data.ohlcv_daily.volume, from: bigint, to: double precision}]
 """
 
 TABLE_RIGHTS = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
@@ -172,6 +186,22 @@ ALLOW = "timescaledb_allow_lossy"
 
 # A change waits this long for readers and writers, so that those who queue behind it are not kept waiting for long.
 LOCK_TIMEOUT = "30s"
+
+# From one type to another without a change of any value. Where only some values of a type are values of the other one
+# too, the condition that they meet: past 2^53, a double does not have every whole number.
+WIDENINGS = {
+    ("smallint", "integer"): "",
+    ("smallint", "bigint"): "",
+    ("smallint", "double precision"): "",
+    ("integer", "bigint"): "",
+    ("integer", "double precision"): "",
+    ("real", "double precision"): "",
+    ("bigint", "double precision"): (
+        # Rounded, the largest would be no bigint.
+        "CASE WHEN {column} BETWEEN -9223372036854774784 AND 9223372036854774784"
+        " THEN {column}::double precision::bigint = {column} ELSE false END"
+    ),
+}
 
 COLUMNS = """
 SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid)
@@ -216,6 +246,19 @@ IndexKey = tuple[tuple[str, bool, bool], ...]
 Grants = dict[str, set[str]]
 
 
+@dataclass
+class Widening:
+    """A column that is to get a wider type, and how."""
+
+    column: str
+    from_: str
+    to: str
+    statements: list[str]
+
+    def as_dict(self) -> dict[str, str]:
+        return {"column": self.column, "from": self.from_, "to": self.to}
+
+
 class RefusedError(Exception):
     """The declaration cannot be met; each argument is a sentence for the user."""
 
@@ -241,6 +284,8 @@ class Table:
     grants: Grants = field(default_factory=dict)
     filled: bool = False
     columns_with_nulls: set[str] = field(default_factory=set)
+    # By column: the first row found that its declared type would change.
+    changed_values: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -393,8 +438,20 @@ def plan_grants(kind: str, name: str, wanted: Grants, actual: Grants, managed: I
     return statements
 
 
-def plan_table(table: Mapping[str, Any], actual: Table, wanted: Table, allowed: Iterable[str]) -> list[str]:
-    """Return the statements that change an existing table, or refuse what would lose data."""
+def changed_value(table: Mapping[str, Any], column: str, from_: str, to: str) -> str | None:
+    """Return the query for a row whose value the wider type would change, None where it changes none."""
+    condition = WIDENINGS[from_, to].format(column=identifier(column))
+    if not condition:
+        return None
+    row = ", ".join(f"{literal(k)}, {identifier(k)}" for k in [*table["primary_key"], column])
+    # Identifiers are quoted.
+    return f"SELECT json_build_object({row}) FROM {relation(table['name'])} WHERE NOT ({condition}) LIMIT 1"  # noqa: S608
+
+
+def plan_table(
+    table: Mapping[str, Any], actual: Table, wanted: Table, allowed: Iterable[str], widenings: list[Widening]
+) -> list[str]:
+    """Return the statements that change an existing table, and add what widens it; or refuse what would lose data."""
     name, target, hypertable = table["name"], relation(table["name"]), table["hypertable"]
     refusals: list[str] = []
     statements: list[str] = []
@@ -435,13 +492,24 @@ def plan_table(table: Mapping[str, Any], actual: Table, wanted: Table, allowed: 
             statements.append(f"ALTER TABLE {target} ADD COLUMN {column_clause(table, declared)}")
             continue
         is_ = actual.columns[column]
+        retyping = statements
         if is_.type != asked_.type:
             change = f"{name} has the column {column} as {is_.type}, and {asked_.type} is asked for"
-            sentence = f"{change}: values would be converted."
-            if allow(column, sentence):
-                statements.append(f"{alter} TYPE {asked_.type} USING {identifier(column)}::{asked_.type}")
+            if (is_.type, asked_.type) in WIDENINGS:
+                retyping = []
+                if column in actual.changed_values:
+                    allow(column, f"{change}: of {actual.changed_values[column]} it would make another number.")
+                widenings.append(Widening(f"{name}.{column}", is_.type, asked_.type, retyping))
+            if retyping is not statements or allow(column, f"{change}: values would be converted."):
+                retyping.append(f"{alter} TYPE {asked_.type} USING {identifier(column)}::{asked_.type}")
+            if (is_.type, asked_.type) == ("bigint", "double precision"):
+                # A former release that is brought back writes a bigint's bytes: as a double, less than anything real.
+                retyping.append(
+                    f"ALTER TABLE {target} ADD CONSTRAINT {identifier(f'{column}_is_no_bigint')} "
+                    f"CHECK ({identifier(column)} = 0 OR abs({identifier(column)}) > 1e-300)"
+                )
         if is_.default != asked_.default:
-            statements.append(
+            retyping.append(
                 f"{alter} DROP DEFAULT" if asked_.default is None else f"{alter} SET DEFAULT {declared['default']}"
             )
         if asked_.not_null and not is_.not_null:
@@ -486,9 +554,10 @@ def plan(
     roles: Mapping[str, str],
     allowed: Iterable[str],
     state: State,
-) -> list[str]:
-    """Return the statements that lead from ``state`` to the declaration, in order, or refuse."""
+) -> tuple[list[str], list[Widening]]:
+    """Return the statements that lead from ``state`` to the declaration, and what widens columns; or refuse."""
     statements: list[str] = []
+    widenings: list[Widening] = []
     refusals: list[str] = []
     declared = {table["name"] for table in tables}
 
@@ -522,7 +591,7 @@ def plan(
                 statements.append(create_hypertable(table, filled=False))
         else:
             try:
-                statements += plan_table(table, existing, state.declared[name], allowed)
+                statements += plan_table(table, existing, state.declared[name], allowed, widenings)
             except RefusedError as refused:
                 refusals += refused.args
         present = existing.indexes if existing else set()
@@ -535,7 +604,7 @@ def plan(
 
     if refusals:
         raise RefusedError(*refusals)
-    return statements
+    return statements, widenings
 
 
 def collect(rows: Iterable[tuple[str | None, str | None]]) -> Grants:
@@ -616,6 +685,11 @@ def read_state(cursor: Any, tables: Sequence[Mapping[str, Any]], owner: str) -> 
                 nulls = f"SELECT EXISTS (SELECT FROM {target} WHERE {identifier(column)} IS NULL)"  # noqa: S608
                 if cursor.execute(nulls).fetchone()[0]:
                     existing.columns_with_nulls.add(column)
+            is_ = existing.columns.get(column)
+            if is_ and (is_.type, wanted.type) in WIDENINGS:
+                query = changed_value(table, column, is_.type, wanted.type)
+                if row := query and cursor.execute(query).fetchone():
+                    existing.changed_values[column] = ", ".join(f"{name} {value}" for name, value in row[0].items())
         if timescaledb:
             interval = (table["hypertable"] or {}).get("chunk_interval")
             row = cursor.execute(HYPERTABLE, [interval, *name.split(".", 1)]).fetchone()
@@ -630,13 +704,21 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     if problems := check_declaration(schemas, tables, roles):
         raise RefusedError(*problems)
 
-    def result(statements: list[str]) -> dict[str, Any]:
+    def result(statements: list[str], widenings: Sequence[Widening] = ()) -> dict[str, Any]:
         text = "".join(f"{statement};\n" for statement in statements)
-        return {"changed": bool(statements), "statements": statements, "diff": {"prepared": text}}
+        return {
+            "changed": bool(statements),
+            "statements": statements,
+            "widenings": [widening.as_dict() for widening in widenings],
+            "diff": {"prepared": text},
+        }
+
+    def planned(state: State) -> tuple[list[str], list[Widening]]:
+        return plan(schemas, tables, roles, params["allow_lossy"], state)
 
     if not HAS_PSYCOPG:
         if module.check_mode:
-            return result(plan(schemas, tables, roles, params["allow_lossy"], State()))
+            return result(*planned(State()))
         module.fail_json(msg=missing_required_lib("psycopg"))
     try:
         connection = psycopg.connect(
@@ -646,7 +728,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         if not module.check_mode:
             raise RefusedError(f"Database {params['login_db']} cannot be opened: {error}") from error
         module.warn(f"Database {params['login_db']} cannot be opened: reported is what an empty one would need.")
-        return result(plan(schemas, tables, roles, params["allow_lossy"], State()))
+        return result(*planned(State()))
 
     with connection, connection.cursor() as cursor:
         # Two runs at once would both find the same things missing.
@@ -654,21 +736,31 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         # Only what changes something belongs in the server's log.
         cursor.execute("SET LOCAL log_statement = 'none'")
+        widen = params["widen"]
+        if widen and not module.check_mode:
+            # No row comes between the look at all values and the change.
+            execute(cursor, f"LOCK TABLE {relation(widen.rpartition('.')[0])} IN ACCESS EXCLUSIVE MODE")
         state = read_state(cursor, tables, params["owner"])
         cursor.execute("SET LOCAL log_statement TO DEFAULT")
-        statements = plan(schemas, tables, roles, params["allow_lossy"], state)
+        statements, widenings = planned(state)
+        statements += [statement for found in widenings if found.column == widen for statement in found.statements]
+        left = [found for found in widenings if found.column != widen]
         if module.check_mode:
             connection.rollback()
-            return result(statements)
+            return result(statements, left)
         cursor.execute(f"SET LOCAL ROLE {identifier(params['owner'])}")
         for statement in statements:
-            try:
-                cursor.execute(statement)
-            except psycopg.Error as error:
-                raise RefusedError(
-                    f"PostgreSQL refuses this: {error.diag.message_primary or error}. The statement was: {statement}"
-                ) from error
-    return result(statements)
+            execute(cursor, statement)
+    return result(statements, left)
+
+
+def execute(cursor: Any, statement: str) -> None:
+    try:
+        cursor.execute(statement)
+    except psycopg.Error as error:
+        raise RefusedError(
+            f"PostgreSQL refuses this: {error.diag.message_primary or error}. The statement was: {statement}"
+        ) from error
 
 
 def main() -> None:
@@ -707,6 +799,7 @@ def main() -> None:
             "schemas": {"type": "dict", "required": True},
             "tables": {"type": "list", "elements": "dict", "required": True, "options": table},
             "allow_lossy": {"type": "list", "elements": "str", "default": []},
+            "widen": {"type": "str"},
         },
         supports_check_mode=True,
     )

@@ -2,7 +2,8 @@
 
 It shares nothing with src/larder and needs neither TA-Lib nor numpy. Every window is summed anew with `math.fsum`, so
 that no value carries the rounding of the bars before it. A feature is a list with one value per bar, NaN where the
-history is too short. What TA-Lib fixes beyond the textbook (seeds, alignment, ties) is said where it matters.
+history is too short and where a volume that it needs is not known. What TA-Lib fixes beyond the textbook (seeds,
+alignment, ties) is said where it matters.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ VIEWS = {
     ],
 }
 REFERENCES = [f"{view}:{name}" for view, names in VIEWS.items() for name in names]
-INTEGERS = {"volume", "is_green_candle", "cdl_engulfing"}
+INTEGERS = {"is_green_candle", "cdl_engulfing"}
 WITH_STANDARD_DEVIATION = {"bb_upper", "bb_lower", "bb_width", "std_20", "hist_volatility_20"}
 
 
 @dataclass(frozen=True)
 class Bars:
-    """A symbol's history in the order of its dates."""
+    """A symbol's history in the order of its dates; the volume is NaN where it is not known."""
 
     dates: list[datetime]
     open: Series
@@ -57,7 +58,7 @@ def read_bars(path: Path) -> Bars:
         rows = sorted(csv.DictReader(file), key=lambda row: row["Date"])
     columns = ("Open", "High", "Low", "Close", "Adj Close", "Volume")
     dates = [datetime.fromisoformat(row["Date"]).replace(tzinfo=UTC) for row in rows]
-    return Bars(dates, *([float(row[column]) for row in rows] for column in columns))
+    return Bars(dates, *([float(row[column] or "nan") for row in rows] for column in columns))
 
 
 def rolling(function: Callable[[Series], float], n: int, x: Series) -> Series:
@@ -151,18 +152,25 @@ def atr(high: Series, low: Series, close: Series, n: int = 14) -> Series:
 
 
 def obv(close: Series, volume: Series) -> Series:
-    """On-balance volume: the first bar's volume, then plus V where C rose and minus V where it fell."""
+    """On-balance volume: the first bar's volume, then plus V where C rose and minus V where it fell.
+
+    A bar whose volume is not known has none, and adds nothing.
+    """
     signs = [1, *((now > last) - (now < last) for last, now in pairwise(close))]
-    return list(accumulate(sign * v for sign, v in zip(signs, volume, strict=True)))
+    sums = accumulate(sign * v if v == v else 0.0 for sign, v in zip(signs, volume, strict=True))
+    return [so_far if v == v else NAN for so_far, v in zip(sums, volume, strict=True)]
 
 
 def mfi(typical: Series, volume: Series, n: int = 14) -> Series:
-    """100 P / (P + N): sums over n bars of typical * V where typical rose (P) and where it fell (N); 0 without any."""
+    """100 P / (P + N): sums over n bars of typical * V where typical rose (P) and where it fell (N); 0 without any.
+
+    TA-Lib also says 0 where the sums are below 1, which they are where the volume is small.
+    """
     rising, falling = [NAN], [NAN]
     for (last, now), v in zip(pairwise(typical), volume[1:], strict=True):
         flow = 0.0 if same(last, now) else now * v
-        rising.append(flow if now > last else 0.0)
-        falling.append(flow if now < last else 0.0)
+        rising.append(flow if now > last else 0.0 * v)
+        falling.append(flow if now < last else 0.0 * v)
     sums = zip(rolling(math.fsum, n, rising), rolling(math.fsum, n, falling), strict=True)
     return [100 * p / (p + q) if p + q else 0.0 for p, q in sums]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -98,7 +99,7 @@ def quotes(gateway: Gateway) -> dict[str, list[Any]]:
         "high": [815.75, 12.75],
         "low": [799.5, 11.0],
         "close": [812.2, 11.1],
-        "volume": [3_000_000_001, 7],
+        "volume": [3_000_000_001, 0.25],
         "bid": [812.1, 11.05],
         "ask": [812.3, 11.15],
         "spread": [0.2, 0.1],
@@ -176,6 +177,55 @@ def test_python_runs_as_it_was_compiled(host_named, host, asks):
         assert "PYTHONOPTIMIZE=1" in host.check_output(asks)
 
 
+@pytest.fixture(scope="module")
+def bars_without_volume(host_named, bars):
+    """Store EURUSD under two more names: without any volume, and without that of 30 bars and of the last 3."""
+    eurusd = bars["EURUSD"]
+    last = len(eurusd.dates)
+    gaps = {*range(200, 230), *range(last - 3, last)}
+    several = {
+        "NO.VOLUME": replace(eurusd, volume=[math.nan] * last),
+        "GAPS": replace(eurusd, volume=[math.nan if i in gaps else v for i, v in enumerate(eurusd.volume)]),
+    }
+    numbers = ",".join(map(str, sorted(gaps)))
+    command = (
+        "INSERT INTO market_data.ohlcv_daily"
+        " SELECT named.symbol, event_timestamp, open, high, low, close, adjusted_close,"
+        f" CASE WHEN named.symbol = 'NO.VOLUME' OR number IN ({numbers}) THEN NULL ELSE volume END"
+        " FROM unnest(ARRAY['NO.VOLUME', 'GAPS']) AS named (symbol),"
+        " LATERAL (SELECT *, row_number() OVER (ORDER BY event_timestamp) - 1 AS number"
+        " FROM market_data.ohlcv_daily WHERE symbol = 'EURUSD') AS bar;"
+        " INSERT INTO market_data.pending_compute (symbol, since)"
+        " SELECT symbol, min(event_timestamp) FROM market_data.ohlcv_daily"
+        " WHERE symbol IN ('NO.VOLUME', 'GAPS') GROUP BY symbol"
+    )
+    database, pipeline = host_named("database1"), host_named("pipeline1")
+    with database.sudo("postgres"):
+        database.check_output("psql --no-psqlrc --quiet --dbname=feast --set=ON_ERROR_STOP=1 --command=%s", command)
+    with pipeline.sudo():
+        pipeline.check_output("systemctl start feature-pipeline.service")
+    return several
+
+
+def test_without_a_volume_prices_are_served_and_what_needs_it_is_null(gateway, trainer, bars_without_volume):
+    served = gateway.read(list(bars_without_volume), features=oracle.REFERENCES)
+    history = trainer.read(
+        oracle.REFERENCES, [(symbol, instant) for symbol, some in bars_without_volume.items() for instant in some.dates]
+    )
+    of_volume = {"volume", *oracle.VIEWS["volume_indicators"]}
+    for symbol, some in bars_without_volume.items():
+        computed = oracle.features(some)
+        for place, instant in enumerate(some.dates):
+            expected = {name: series[place] for name, series in computed.items()}
+            assert differences(expected, history[symbol, instant]) == {}, (symbol, instant)
+        newest = {name: feature.value for name, feature in served[symbol].items()}
+        assert newest == history[symbol, some.dates[-1]]
+        assert {name for name, value in newest.items() if value is None} == of_volume
+        assert {(f.status, f.event_timestamp) for f in served[symbol].values()} == {("PRESENT", some.dates[-1])}
+    recovered = history["GAPS", bars_without_volume["GAPS"].dates[250]]
+    assert None not in recovered.values()
+
+
 def test_an_unknown_symbol_is_null_and_disturbs_no_other(gateway, served):
     answer = gateway.read(["NO.SUCH", "EURUSD"], features=oracle.REFERENCES)
     assert {(feature.value, feature.event_timestamp) for feature in answer["NO.SUCH"].values()} == {NOTHING}
@@ -209,7 +259,6 @@ def test_a_pushed_quote_is_served_at_once(gateway, quotes):
         for name, feature in answer[symbol].items():
             pushed = Served(quotes[name][place], "PRESENT", datetime.fromisoformat(quotes["event_timestamp"][place]))
             assert feature == pushed
-        assert isinstance(answer[symbol]["volume"].value, int)
 
 
 def test_price_change_is_computed_when_it_is_read(gateway, quotes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
 import tempfile
 import threading
 import urllib.request
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import playbooks
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,11 +28,7 @@ class Run(NamedTuple):
     @property
     def changed(self) -> dict[str, int]:
         """Return the number of changed tasks by host, from the recap."""
-        recap = self.output.rpartition("PLAY RECAP")[2]
-        lines = [line.split() for line in recap.splitlines() if "changed=" in line]
-        return {
-            words[0]: int(next(word for word in words if word.startswith("changed=")).split("=")[1]) for words in lines
-        }
+        return playbooks.changed(self.output)
 
 
 @pytest.fixture(scope="session")
@@ -43,19 +39,11 @@ def site(pytestconfig: pytest.Config) -> Callable[..., Run]:
         *arguments: str, variables: dict[str, Any] | None = None, inventories: tuple[Path, ...] = (), **options: Any
     ) -> Run:
         paths = [ROOT / "molecule/shared/inventory", Path(pytestconfig.getoption("--ansible-inventory")), *inventories]
-        command = ["ansible-playbook", *(f"--inventory={path}" for path in paths), "site.yml", *arguments]
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(variables or {}, file)
             file.flush()
-            result = subprocess.run(
-                [*command, f"--extra-vars=@{file.name}"],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                **options,
-            )
+            extra = f"--extra-vars=@{file.name}"
+            result = playbooks.run("site.yml", *arguments, extra, inventories=paths, one_stream=True, **options)
         return Run(result.returncode, result.stdout)
 
     return site

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
@@ -10,6 +9,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,6 +63,42 @@ def test_check_and_diff_show_the_change_and_no_secret(site: Any, starts: Any, in
     assert starts() == before
 
 
+def test_columns_of_a_former_release_are_widened_once_the_pipeline_has_the_code(
+    site: Any, inventory: Any, watched: Any
+) -> None:
+    tables = ("features.ohlcv_features", "market_data.ohlcv_daily", "market_data.quotes")
+
+    def ask(sql: str) -> list[str]:
+        psql = "runuser -u postgres -- psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 feast"
+        return inventory.host("database1").check_output(f"{psql} --command=%s", sql).splitlines()
+
+    def types() -> list[str]:
+        return ask(
+            "SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attname = 'volume' AND attnum > 0"
+            f" AND attrelid::regclass::text IN {tables} ORDER BY attrelid::regclass::text"
+        )
+
+    volumes = "SELECT symbol, event_timestamp, volume::bigint FROM market_data.ohlcv_daily ORDER BY 1, 2"
+    for table in tables:
+        ask(f"ALTER TABLE {table} ALTER COLUMN volume TYPE bigint")
+    before = ask(volumes)
+    with watched() as client:
+        layer = site("--tags", "timescaledb")
+        assert layer.code == 0, layer.output
+        assert "market_data.ohlcv_daily.volume" in sentence(layer)
+        assert "not yet of the type that tables.yml declares" in sentence(layer)
+        assert types() == ["bigint"] * 3
+        shown = site("--check", "--diff")
+        run = site()
+    for output in (shown.output, run.output):
+        for table in tables:
+            assert f"(item={table}.volume: bigint to double precision)" in output
+    assert shown.code == run.code == 0, run.output
+    assert types() == ["double precision"] * 3
+    assert ask(volumes) == before
+    assert client.failures == []
+
+
 def test_limit_and_tags_touch_one_host_and_one_layer(site: Any, starts: Any) -> None:
     before = starts()
     run = site("--limit", "cache1", "--tags", "redis", variables={"redis_maxmemory": "100mb"})
@@ -103,6 +139,23 @@ def test_hostile_secrets_pass_every_sink_while_a_client_reads(
     assert watching.failures == []
     for secret in [*hostile["timescaledb_passwords"].values(), *hostile["redis_passwords"].values(), *tokens.values()]:
         assert secret not in run.output + second.output + back.output
+
+
+def test_host_of_somebody_else_is_named_in_check_mode_too(site: Any, starts: Any, inventory: Any) -> None:
+    before = starts()
+    server2 = inventory.host("server2")
+    server2.check_output("mkdir /opt/feast && touch /opt/feast/photos")
+    server2.check_output("systemd-run --unit=pooler python3 -m http.server 6566")
+    server2.check_output('until [ -n "$(ss -Hltn sport = :6566)" ]; do sleep 0.1; done')
+    try:
+        run = site("--check", inventories=(GROWN,))
+    finally:
+        server2.check_output("systemctl stop pooler; rm -r /opt/feast")
+    assert run.code != 0, run.output
+    assert "server2: /opt/feast is somebody else" in sentence(run), run.output
+    assert "server2: port 6566 (larder_feature_server_port) is taken by python3 of pooler.service" in sentence(run)
+    assert set(run.changed.values()) == {0}, run.output
+    assert starts() == before
 
 
 def test_new_view_and_new_host_join_while_a_client_reads(site: Any, starts: Any, watched: Any, tmp_path: Path) -> None:
@@ -181,7 +234,7 @@ def test_wrong_vault_password_ends_before_any_host_is_touched(site: Any, invento
 
     own = -logins() + logins()  # each question is a login too
     before = logins()
-    run = site(env=os.environ | {"ANSIBLE_VAULT_PASSWORD_FILE": str(wrong)})
+    run = site(env=playbooks.environment(ANSIBLE_VAULT_PASSWORD_FILE=str(wrong)))
     assert run.code != 0
     assert "Decryption failed" in run.output
     assert logins() - before == own

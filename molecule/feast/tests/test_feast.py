@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 from testinfra.host import Host
 
@@ -118,8 +119,7 @@ def test_a_command_runs_in_a_sandbox(host: Host) -> None:
 
 def playbook(pytestconfig: pytest.Config, name: str, *options: str) -> subprocess.CompletedProcess[str]:
     inventories = [ROOT / "molecule/shared/inventory", pytestconfig.getoption("--ansible-inventory")]
-    command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories), *options, name]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return playbooks.run(name, *options, inventories=inventories)
 
 
 @pytest.mark.parametrize("purpose", ["train", "serve"])

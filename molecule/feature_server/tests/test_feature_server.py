@@ -87,8 +87,44 @@ def test_what_is_pushed_is_read(server, port):
 @pytest.mark.parametrize("port", [6566, 6567])
 def test_a_read_server_has_no_right_to_write(server, port):
     answer = server.push(port, "REFUSED", 1.0)
-    assert (answer.status, answer.json) == (503, {"detail": "a store is not available"})
+    assert (answer.status, answer.json) == (500, {"detail": "internal error"})
     assert server.read(6566, "REFUSED").json["results"][1]["values"] == [None]
+
+
+def test_a_quote_with_an_epoch_time_is_at_that_instant_in_both_stores(server):
+    answer = server.push(6576, "EPOCH", 1.5, "online_and_offline", event_timestamp=1764111157, created=1764111157000)
+    assert answer.status == 200, answer
+    quote = server.read(6566, "EPOCH").json["results"][1]
+    assert (quote["values"], quote["event_timestamps"]) == ([1.5], ["2025-11-25T22:52:37Z"])
+    assert server.quotes("EPOCH") == "1764111157.000000"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"event_timestamp": "2199-01-01T00:00:00Z"}, "at most 60 s ahead of the server's clock"),
+        ({"event_timestamp": 20261125}, "event_timestamp of row 1 is 20261125: it takes ISO 8601, or epoch"),
+        ({"volume": "many"}, 'volume of row 1 is "many": it takes'),
+        ({"noise": 1.0}, "noise is no column of"),
+    ],
+    ids=["from the future", "a date as a number", "a word", "an unknown column"],
+)
+def test_a_refused_push_is_in_neither_store(server, columns, expected):
+    answer = server.push(6576, "NEITHER", 1.0, "online_and_offline", **columns)
+    assert answer.status == 422
+    assert expected in answer.json["detail"]
+    assert server.read(6566, "NEITHER").json["results"][1]["values"] == [None]
+    assert server.quotes("NEITHER") == ""
+
+
+def test_what_is_no_http_is_answered_in_the_shape_of_every_error(server):
+    options = OWN.format(own=server.certificate)
+    request = r"(printf 'no HTTP\r\n\r\n'; sleep 2)"
+    answer = server.host.run(
+        f"{request} | openssl s_client -quiet -connect {server.address}:6566 {options} 2>/dev/null"
+    )
+    assert answer.stdout.startswith("HTTP/1.1 400 Bad Request")
+    assert answer.stdout.endswith('{"detail": "Invalid HTTP request received."}')
 
 
 def test_an_instance_is_confined(server, unit):

@@ -1,5 +1,7 @@
 """After a run with other values that was killed half-way, and the next one."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 testinfra_hosts = ["ansible://server1"]
@@ -24,3 +26,9 @@ def test_an_instance_that_is_not_wanted_is_gone(server):
 def test_what_is_pushed_is_still_read(server):
     assert server.push(6576, "AFTER", 2.5).status == 200
     assert server.read(6566, "AFTER").json["results"][1]["values"] == [2.5]
+
+
+def test_a_push_may_come_from_as_far_ahead_as_the_variable_says(server):
+    for seconds, status in ((300, 200), (900, 422)):
+        ahead = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        assert server.push(6576, "AHEAD", 1.0, event_timestamp=ahead).status == status

@@ -218,3 +218,8 @@ def test_without_redis_the_answer_is_a_quick_503_and_it_heals(hosts, gateway):
     finally:
         redis.check_output("systemctl start redis-server")
     assert gateway.read_until(None, 30).status == 200
+
+
+def test_what_was_somebody_elses_is_kept_beside(on):
+    kept = on("gateway1").file("/etc/haproxy/haproxy.cfg.before-larder")
+    assert "frontend shop" in kept.content_string

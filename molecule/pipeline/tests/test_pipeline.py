@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from datetime import UTC, datetime, timedelta
@@ -110,6 +111,40 @@ def test_impossible_bar_is_rejected_with_its_reason_and_the_good_ones_go_in(inve
     assert metric(host, "larder_rejected_bars") == 1
 
 
+def test_bad_file_harms_only_itself_and_journal_metric_and_status_say_why(inventory: Any, host: Host) -> None:
+    incoming = "/var/lib/larder/incoming"
+    inventory.run("pipeline1", f"sudo tee {incoming}/notes.txt", "buy low, sell high\n")
+    inventory.run("pipeline1", f"sudo tee {incoming}/CUT.parquet", "PAR1 and no more PAR1")
+    # Line ends of CR alone, as Excel for the Mac writes them; the others are the newest files of the folder.
+    rows = [bar(days, 100 + days) for days in range(10, 0, -1)]
+    inventory.run("pipeline1", f"sudo tee {incoming}/MAC.csv", "\r".join([HEADER, *rows, ""]))
+    bring(inventory, "AFTER.csv", *rows)
+    assert host.run(f"systemctl start {UNIT}").rc != 0
+    assert host.check_output(f"systemctl show {UNIT} -p ExecMainStatus") == "ExecMainStatus=3"
+    assert close_of(inventory, "MAC") == close_of(inventory, "AFTER") == (101.0, 103.0)
+    assert metric(host, "larder_pipeline_files_refused") == 2
+    journal = host.check_output(f"journalctl -u {UNIT} -n 40 -o cat --no-pager")
+    status = host.run("larder status")
+    assert status.rc == 5
+    for name in ("notes.txt", "CUT.parquet"):
+        inspected = host.run(f"/opt/feast/current/bin/larder inspect --json {incoming}/{name}")
+        assert inspected.rc == 3
+        (told,) = json.loads(inspected.stdout)
+        assert told["refusal"] in journal
+        assert told["refusal"] in status.stdout
+    host.check_output(f"rm {incoming}/notes.txt {incoming}/CUT.parquet")
+    run(host)
+    assert "refused files         0\n" in host.run("larder status").stdout
+
+
+def test_file_where_the_pipelines_user_may_not_look_is_told_so(host: Host) -> None:
+    host.check_output("chmod 700 /root && touch /root/hidden.csv")
+    for command in ("larder load /root/hidden.csv", "cd /root && larder load hidden.csv"):
+        result = host.run(command)
+        assert result.rc == 2
+        assert "may not look into /root, so /root/hidden.csv cannot be read" in result.stdout + result.stderr
+
+
 def test_second_run_changes_nothing(host: Host) -> None:
     run(host)
     assert metric(host, "larder_pipeline_bars_changed") == 0
@@ -158,7 +193,11 @@ def test_failed_run_fails_the_unit_and_the_next_recovers(host: Host) -> None:
         assert "Traceback" not in message
     finally:
         host.check_output("systemctl start redis-server")
+    status = host.run("larder status")
+    assert status.rc == 5
+    assert "The last run failed at" in status.stdout
     run(host)
+    assert "The last run failed" not in host.run("larder status").stdout
     assert metric(host, "larder_pipeline_success") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -21,6 +22,37 @@ def test_unit_follows_the_variables(host: Host) -> None:
     assert "TimeoutStartUSec=1min 30s" in shown
     assert f"MemoryMax={1500 * 2**20}" in shown
     assert "--days 3" in shown
+
+
+def test_indicators_are_of_adjusted_prices(inventory: Any, host: Host) -> None:
+    """Ten for one after the third of seven bars. A command by hand computes as the unit does: nothing is due."""
+    rows = [
+        f"2026-01-{day:02},{c},{c * 1.1},{c * 0.9},{c},100,{v}"
+        for day, c, v in [(n + 5, 1000 if n < 3 else 100, n * 0.25) for n in range(7)]
+    ]
+    text = "\n".join(["Date,Open,High,Low,Close,Adj Close,Volume", *rows, ""])
+    inventory.run("pipeline1", "sudo tee /var/lib/larder/incoming/SPLIT.csv", text)
+    result = host.run(f"systemctl start {UNIT}")
+    assert result.rc == 0, host.run(f"journalctl -u {UNIT} -n 40 --no-pager -o cat").stdout
+    query = (
+        "SELECT close, sma_5, daily_return FROM features.ohlcv_features"
+        " JOIN features.technical_indicators_ma USING (symbol, event_timestamp)"
+        " JOIN features.price_action USING (symbol, event_timestamp) WHERE symbol = 'SPLIT' ORDER BY event_timestamp"
+    )
+    stored = host.check_output(f'runuser -u postgres -- psql -At -d feast -c "{query}"').splitlines()
+    assert [line.split("|")[0] for line in stored] == ["1000"] * 3 + ["100"] * 4, "the bar itself stays as loaded"
+    assert [line.split("|")[1] for line in stored[4:]] == ["100"] * 3
+    assert {line.split("|")[2] for line in stored[1:]} == {"0"}
+    assert host.check_output("larder compute && larder due").splitlines()[-1] == "not due"
+
+
+def test_format_of_the_inventory_is_one_of_the_commands(host: Host) -> None:
+    lines = host.check_output("/opt/feast/current/bin/larder formats").splitlines()
+    assert lines[0].strip() == "our export"
+    header, row = "day,open,high,low,last", "3/4/2024,1,3,1,2"
+    host.check_output(f"printf '%s\\n' {header} {row} > /tmp/OURS.csv")
+    told = json.loads(host.check_output("/opt/feast/current/bin/larder inspect --json /tmp/OURS.csv"))[0]
+    assert (told["format"], told["first_day"]) == ("our export", "2024-04-03")
 
 
 def test_cron_starts_the_pipeline(host: Host) -> None:

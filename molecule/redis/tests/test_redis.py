@@ -292,3 +292,11 @@ def test_no_password_rests_in_clear_text(inventory, passwords):
     control = ["allkeys-lru", "redis-server"]
     found = inventory.run("cache1", scan, "\n".join([*passwords.values(), *control]) + "\n")
     assert found.splitlines() == control
+
+
+def test_what_was_somebody_elses_is_kept_beside_and_not_served(host):
+    with host.sudo():
+        assert "\ndatabases 5\n" in host.file("/etc/redis/redis.conf.before-larder").content_string
+        # A snapshot holds short strings as they are.
+        assert b"cart:17" in host.file("/var/lib/redis/dump.rdb.before-larder").content
+        assert host.run("grep -rl cart:17 /var/lib/redis/appendonlydir").stdout == ""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import playbooks
 import pytest
 import yaml
 
@@ -36,7 +37,7 @@ class Run(NamedTuple):
 
     @property
     def changed(self) -> int:
-        return sum(map(int, re.findall(r"changed=(\d+)", self.output.rpartition("PLAY RECAP")[2])))
+        return sum(playbooks.changed(self.output).values())
 
     @property
     def sentence(self) -> str:
@@ -57,11 +58,12 @@ class Operator:
         with subprocess.Popen(
             ["ansible-playbook", *sources, playbook, *arguments],
             cwd=ROOT,
-            env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+            env=playbooks.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
             start_new_session=True,
         ) as process:
             assert process.stdout
@@ -88,7 +90,12 @@ class Operator:
 
     def secrets(self) -> dict[str, Any]:
         shown = subprocess.run(
-            ["ansible-vault", "view", self.vault], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+            ["ansible-vault", "view", self.vault],
+            cwd=ROOT,
+            env=playbooks.environment(),
+            check=True,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
         )
         secrets: dict[str, Any] = yaml.safe_load(shown.stdout)
         return secrets

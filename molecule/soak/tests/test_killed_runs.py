@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import playbooks
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,7 +25,13 @@ def command(pytestconfig: pytest.Config) -> list[str]:
 def run_until(command: list[str], tasks: int) -> int | None:
     """Kill a run when so many tasks have begun; return its exit code if it ended before."""
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=playbooks.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
     ) as process:
         assert process.stdout
         begun = 0

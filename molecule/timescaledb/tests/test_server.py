@@ -124,3 +124,11 @@ def test_postgresql_is_one_service_for_operators(store):
 def test_parallel_and_compiled_queries_work_in_the_sandbox(superuser):
     settings = "SET jit = on; SET jit_above_cost = 0; SET debug_parallel_query = on; SET parallel_setup_cost = 0"
     assert superuser(f"{settings}; SELECT sum(n) FROM generate_series(1, 100000) AS n").strip() == "5000050000"
+
+
+def test_what_was_somebody_elses_is_kept_beside_and_out_of_force(store, superuser):
+    directory = "/etc/postgresql/17/main"
+    assert "shop" in store.check_output(f"sudo cat {directory}/pg_hba.conf.before-larder")
+    assert "listen" in store.check_output(f"sudo cat {directory}/conf.d/shop.conf.before-larder")
+    assert superuser("SELECT count(*) FROM pg_hba_file_rules WHERE 'shop' = ANY (database)").strip() == "0"
+    assert "*" not in superuser("SHOW listen_addresses")

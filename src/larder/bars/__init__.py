@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from larder.bars.judge import judge
 from larder.bars.model import NUMBERS, PRICES, Batch, Inspection, Options
 from larder.bars.source import candidates
-from larder.bars.survey import survey
 from larder.errors import ConfigError, RefusedFileError
 
 __all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "candidates", "inspect", "printable", "read"]
@@ -28,7 +26,7 @@ def read(path: Path, options: Options | None = None) -> Iterator[Batch]:
     """
     told = Inspection(str(path))
     with _refusal(path):
-        yield from judge(survey(path, options or Options(), told), told)
+        yield from _judged(path, options or Options(), told)
 
 
 def inspect(path: Path, options: Options | None = None) -> Inspection:
@@ -36,11 +34,19 @@ def inspect(path: Path, options: Options | None = None) -> Inspection:
     told = Inspection(str(path))
     try:
         with _refusal(path):
-            for _ in judge(survey(path, options or Options(), told), told):
+            for _ in _judged(path, options or Options(), told):
                 pass
     except RefusedFileError as error:
         told.refusal = error.message
     return told
+
+
+def _judged(path: Path, options: Options, told: Inspection) -> Iterator[Batch]:
+    # Preflight judges formats on a controller, which has no pyarrow.
+    from larder.bars.judge import judge
+    from larder.bars.survey import survey
+
+    return judge(survey(path, options, told), told)
 
 
 @contextmanager

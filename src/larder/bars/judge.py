@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from larder.bars import numbers, sheets
-from larder.bars.model import GOOD, NUMBERS, PRICES, REJECTED, Batch, Inspection
+from larder.bars.model import NUMBERS, PRICES, Batch, Inspection
 from larder.bars.survey import (
     NAME,
     NO_KEY,
@@ -27,6 +27,16 @@ from larder.bars.survey import (
 )
 from larder.errors import RefusedFileError
 
+GOOD = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("event_timestamp", pa.date32()),
+        *((name, pa.float64()) for name in NUMBERS),
+    ]
+)
+REJECTED = pa.schema(
+    [("symbol", pa.string()), ("event_timestamp", pa.date32()), ("reason", pa.string()), ("bar", pa.string())]
+)
 LARGEST_VOLUME = 1e18
 # Open and close may lie outside low and high by this share of the price: prices that are rounded, or adjusted, do.
 ROUNDING = 1e-4

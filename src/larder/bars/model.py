@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PRICES = ("open", "high", "low", "close", "adjusted_close")
 NUMBERS = (*PRICES, "volume")
@@ -45,8 +46,8 @@ class Batch:
     rejected: symbol, event_timestamp (null where unreadable), reason, bar (the bar's own text).
     """
 
-    good: pa.Table
-    rejected: pa.Table
+    good: "pa.Table"
+    rejected: "pa.Table"
 
 
 @dataclass
@@ -79,15 +80,3 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-GOOD = pa.schema(
-    [
-        ("symbol", pa.string()),
-        ("event_timestamp", pa.date32()),
-        *((name, pa.float64()) for name in NUMBERS),
-    ]
-)
-REJECTED = pa.schema(
-    [("symbol", pa.string()), ("event_timestamp", pa.date32()), ("reason", pa.string()), ("bar", pa.string())]
-)

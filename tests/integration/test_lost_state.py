@@ -1,0 +1,149 @@
+"""State that was lost or changed by hand is found by status, and one command brings it back."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+import yaml
+from psycopg.conninfo import conninfo_to_dict
+
+from larder.apply import apply
+from larder.compute import compute
+from larder.load import load
+from larder.materialize import materialize
+from larder.status import status
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("LARDER_TEST_POSTGRES"),
+    reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does",
+)
+REPOSITORY = Path(__file__).parents[2] / "feature_repo"
+SYMBOLS = [f"S{n:03}" for n in range(30)]
+TODAY = datetime.now(UTC).date()
+
+
+@pytest.fixture(scope="module")
+def online():
+    """A Redis of its own; Debian's redis-check-rdb is the server under another name."""
+    binary = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+    assert binary, "redis-tools is not installed"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--save", "", "--bind", "127.0.0.1"]
+    with subprocess.Popen(["redis-server", *options], executable=binary, stdout=subprocess.DEVNULL) as process:
+        client = redis.Redis(port=port)
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                assert process.poll() is None
+                time.sleep(0.05)
+        yield client
+        process.kill()
+
+
+@pytest.fixture
+def stack(url, credentials, online, tmp_path):
+    """Thirty symbols, applied, loaded, computed and materialized: status is healthy."""
+    online.flushall()
+    database = conninfo_to_dict(url)
+    config = yaml.safe_load(credentials.feature_store.read_text())
+    config |= {
+        "provider": "local",
+        "offline_store": {
+            "type": "larder.offline_store.TimescaleOfflineStore",
+            "host": database["host"],
+            "port": int(database.get("port", 5432)),
+            "database": database["dbname"],
+            "user": database["user"],
+            "password": "none",
+            "sslmode": database.get("sslmode", "prefer"),
+        },
+        "online_store": {
+            "type": "redis",
+            "connection_string": f"127.0.0.1:{online.connection_pool.connection_kwargs['port']}",
+            "key_ttl_seconds": 31_536_000,
+            "skip_dedup": True,
+        },
+        "batch_engine": {"type": "larder.compute_engine.DirectComputeEngine"},
+        "entity_key_serialization_version": 3,
+    }
+    credentials.feature_store.write_text(yaml.safe_dump(config))
+    days = [TODAY - timedelta(n) for n in range(40, 0, -1)]
+    rows = [f"{symbol},{day},10,12,9,11,100" for symbol in SYMBOLS for day in days]
+    bars = tmp_path / "bars.csv"
+    bars.write_text("Symbol,Date,Open,High,Low,Close,Volume\n" + "\n".join(rows) + "\n")
+    apply(credentials, REPOSITORY)
+    load(credentials.load_url, [bars])
+    compute(credentials.pipeline_url)
+    materialize(credentials)
+    assert problems(credentials) == []
+    return credentials
+
+
+def problems(credentials):
+    return status(credentials, max_age_hours=26).problems
+
+
+def registry(credentials, statement):
+    with psycopg.connect(credentials.registry_url, autocommit=True) as connection:
+        assert connection.execute(statement).rowcount > 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("DELETE FROM feature_views WHERE feature_view_name = 'volume_indicators'", "feature view volume_indicators"),
+        ("DELETE FROM on_demand_feature_views", "on demand feature view price_change"),
+        ("DELETE FROM feature_services", "feature service trading_signals"),
+        ("DELETE FROM data_sources WHERE data_source_name = 'ma_source'", "data source"),
+        ("DELETE FROM entities WHERE entity_name = 'symbol'", "entity symbol"),
+        ("DELETE FROM feature_views", "feature view price_action"),
+    ],
+)
+def test_objects_that_were_deleted_in_the_registry_are_told_and_apply_brings_them_back(stack, statement, named):
+    if "ma_source" in statement:
+        statement = "DELETE FROM data_sources WHERE data_source_name = 'technical_indicators_ma_source'"
+    registry(stack, statement)
+    assert any("The registry lost" in problem and named in problem for problem in problems(stack))
+    assert apply(stack, REPOSITORY) is True
+    assert not any("registry" in problem for problem in problems(stack))
+    materialize(stack)
+    assert problems(stack) == []
+    assert apply(stack, REPOSITORY) is False
+
+
+def test_entities_that_redis_evicted_are_counted_and_named_and_materialize_since_writes_them(stack, online):
+    keys = sorted(online.keys())
+    assert len(keys) == len(SYMBOLS)
+    online.delete(*keys[:-1])
+    told = problems(stack)
+    assert len([one for one in told if "of 29 of 30 entities the online store has nothing" in one]) == 6
+    since = next(one for one in told if "--since" in one).partition("--since ")[2][:10]
+    materialize(stack, since=datetime.strptime(since, "%Y-%m-%d").replace(tzinfo=UTC))
+    assert problems(stack) == []
+
+
+def test_one_entity_whose_values_were_lost_is_named(stack, online):
+    key = next(key for key in online.keys() if b"S007" in key)  # noqa: SIM118 -- Redis' command
+    online.delete(key)
+    assert all("S007" in problem for problem in problems(stack))
+
+
+def test_values_that_are_older_than_the_database_are_told(stack, tmp_path):
+    bars = tmp_path / "late.csv"
+    bars.write_text(f"Symbol,Date,Open,High,Low,Close,Volume\nS003,{TODAY},10,12,9,11,100\n")
+    load(stack.load_url, [bars])
+    compute(stack.pipeline_url)
+    assert any("an older row than the database (S003)" in problem for problem in problems(stack))
+    materialize(stack)
+    assert problems(stack) == []

@@ -1,0 +1,33 @@
+"""The container hosts find every package of the stack downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import playbooks
+import yaml
+
+ROLE = playbooks.ROOT / "roles/container_host"
+PLAY = f"""\
+- name: Read which packages are downloaded
+  hosts: localhost
+  gather_facts: false
+  vars_files: [{ROLE}/defaults/main.yml, {ROLE}/vars/main.yml]
+  vars:
+    role_path: {ROLE}
+  tasks:
+    - name: Print them
+      ansible.builtin.debug:
+        msg: "{{{{ container_host_archives | sort | join(' ') }}}}"
+"""
+
+
+def test_every_package_that_a_role_of_the_stack_installs_is_downloaded(tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text(PLAY)
+    shown = playbooks.run(tmp_path / "play.yml", inventories=["localhost,"])
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    roles = ROLE.parent
+    by_role = yaml.safe_load((roles / "larder/defaults/main.yml").read_text())["larder_packages"]
+    wanted = {package for packages in by_role.values() for package in packages}
+    wanted |= set(yaml.safe_load((roles / "base/defaults/main.yml").read_text())["base_packages"])
+    assert f"msg: {' '.join(sorted(wanted))}" in " ".join(shown.stdout.split())
