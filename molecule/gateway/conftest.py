@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -71,6 +72,19 @@ class Gateway:
         row |= {"symbol": symbol, "event_timestamp": now, "created": now, "close": close, "volume": 1}
         body = {"push_source_name": "market_data_push_source", "df": {k: [v] for k, v in row.items()}}
         return self.ask("POST", "/push", token, body)
+
+    def ask_until(self, good: Callable[[Answer], bool], seconds: float) -> Answer:
+        """Ask whether it is ready until the answer is good or the time is over; return the last answer."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                answer = self.ask("GET", "/ready", self.reader)
+                if good(answer) or time.monotonic() > end:
+                    return answer
+            except OSError:  # it takes no connection
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
 
     def read_until(self, detail: str | None, seconds: float) -> Answer:
         """Read until the answer has this detail (None: features) or the time is over; return the last answer."""

@@ -1,11 +1,16 @@
-"""A database of its own for each test, in the server whose superuser's URL is in LARDER_TEST_POSTGRES."""
+"""A database of its own for each test, in the server whose superuser's URL is in LARDER_TEST_POSTGRES; and a Redis."""
 
 import os
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import psycopg
 import pytest
+import redis
 import yaml
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -52,3 +57,29 @@ def credentials(url, tmp_path):
         yaml.safe_dump({"project": "test", "registry": {"registry_type": "sql", "path": registry}})
     )
     return Credentials(directory)
+
+
+@pytest.fixture(scope="module")
+def redis_address(tmp_path_factory):
+    """LARDER_TEST_REDIS, or a server of this module's own: Debian's redis-tools has it under another name."""
+    if address := os.environ.get("LARDER_TEST_REDIS"):
+        yield address
+        return
+    binary = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+    if not binary:
+        pytest.skip("no redis-server here, and LARDER_TEST_REDIS names none")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    directory = tmp_path_factory.mktemp("redis")
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(directory)]
+    with subprocess.Popen(["redis-server", *options], executable=binary, stdout=subprocess.DEVNULL) as process:
+        client = redis.Redis(port=port)
+        for _ in range(100):
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+        process.terminate()

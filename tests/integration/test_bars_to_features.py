@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from larder import compute as computing
-from larder import db, metrics, pipeline
+from larder import db, definitions, metrics, pipeline
 from larder.compute import TAKE, compute
 from larder.errors import BusyError, LarderError, RefusedFileError
 from larder.indicators import MEMORY, VIEWS
@@ -312,6 +312,22 @@ def test_only_symbols_whose_bars_changed_are_computed(url, tmp_path):
     load(url, [write(tmp_path / "B.csv", lines(31))])
     assert compute(url) == 6
     assert ask(url, "SELECT symbol FROM features.pending_materialize ORDER BY 1") == [("A",), ("B",)]
+
+
+def test_where_definitions_changed_every_symbol_is_computed_anew(url, tmp_path):
+    """What another release of Larder, or of TA-Lib, has left in the tables."""
+    load(url, [write(tmp_path / f"{name}.csv", lines(30)) for name in "AB"])
+    compute(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE features.price_action SET price_range = -1")
+        assert compute(url) == 0
+        connection.execute("UPDATE features.computed_with SET fingerprint = 'of another release'")
+        assert definitions.changed(connection)
+        assert compute(url) == 2 * 30
+        assert not definitions.changed(connection)
+    assert ask(url, "SELECT count(*) FROM features.price_action WHERE price_range < 0") == [(0,)]
+    assert ask(url, "SELECT symbol FROM features.pending_materialize ORDER BY 1") == [("A",), ("B",)]
+    assert compute(url) == 0
 
 
 def test_a_bar_that_is_loaded_during_a_compute_is_computed_next(url, tmp_path):

@@ -86,6 +86,40 @@ def test_a_bar_that_cannot_be_is_rejected_and_its_neighbours_are_not(csv, line, 
     assert [bar["reason"].split("; ")[0] for bar in rejected] == [reason]
 
 
+@pytest.mark.parametrize("symbol", ["", " ", "TWO WORDS", "TAB\tBED", "BELL\a", "X" * 65])
+def test_a_bar_whose_symbol_is_not_a_name_is_rejected_and_its_neighbours_are_not(csv, symbol):
+    lines = "".join(f"2026-01-05,1,3,1,2,9,{name}\n" for name in ("GOOG.US", symbol, "X" * 64, "BRK/B", "^ÄÖ=F"))
+    good, rejected = bars_of(csv("Date,Open,High,Low,Close,Volume,Symbol\n" + lines))
+    assert [bar["symbol"] for bar in good] == ["GOOG.US", "X" * 64, "BRK/B", "^ÄÖ=F"]
+    assert [bar["reason"] for bar in rejected] == ["the symbol is not a name"]
+
+
+@pytest.mark.parametrize("nothing", ["", "nan", "null", "-"])
+def test_an_adjusted_close_that_is_not_there_is_the_close(csv, nothing):
+    good, rejected = bars_of(
+        csv(f"Date,Open,High,Low,Close,Adj Close,Volume\n2026-01-05,1,3,1,2,1.5,9\n2026-01-06,1,3,1,2.5,{nothing},9\n")
+    )
+    assert not rejected
+    assert [bar["adjusted_close"] for bar in good] == [1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("adjusted", "reason"),
+    [
+        ("many", "adjusted_close is not a number"),
+        ("inf", "adjusted_close is not a number"),
+        ("0", "adjusted_close is not positive"),
+        ("-1.5", "adjusted_close is not positive"),
+    ],
+)
+def test_an_adjusted_close_that_cannot_be_is_a_fault(csv, adjusted, reason):
+    good, rejected = bars_of(
+        csv(f"Date,Open,High,Low,Close,Adj Close,Volume\n2026-01-05,1,3,1,2,1.5,9\n2026-01-06,1,3,1,2,{adjusted},9\n")
+    )
+    assert len(good) == 1
+    assert [bar["reason"] for bar in rejected] == [reason]
+
+
 def test_every_reason_of_a_bar_is_given(csv):
     _, rejected = bars_of(csv(HEADER + "2026-02-01,1,1,3,2,-9\n2026-01-05,1,3,1,2,9\n"))
     assert rejected[0]["reason"] == "the date is in the future; volume is negative; high is below low"

@@ -138,6 +138,19 @@ def test_the_fingerprint_follows_what_feast_reads(tmp_path):
     assert fingerprint(tmp_path) not in (first, second)
 
 
+def test_features_of_another_module_or_another_ta_lib_are_of_other_definitions(tmp_path, monkeypatch):
+    as_they_are = definitions.fingerprint()
+    with monkeypatch.context() as patch:
+        copy = tmp_path / "indicators.py"
+        copy.write_bytes(Path(definitions.__file__).with_name("indicators.py").read_bytes())
+        patch.setattr(definitions, "__file__", str(tmp_path / "definitions.py"))
+        assert definitions.fingerprint() == as_they_are
+        copy.write_text(copy.read_text().replace("talib.SMA(b.close, 5)", "talib.SMA(b.close, 6)"))
+        assert definitions.fingerprint() != as_they_are
+    monkeypatch.setattr(definitions, "version", lambda name: f"another {name}")
+    assert definitions.fingerprint() != as_they_are
+
+
 def test_a_repository_without_definitions_would_delete_all_and_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no feature definitions"):
         fingerprint(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larder.indicators import VIEWS, Bars, compute
+from larder.indicators import MEMORY, TOTALS, VIEWS, Bars, compute
 
 FEATURES = {name: view for view, names in VIEWS.items() for name in names}
 STANDARD_DEVIATION = {"bb_upper", "bb_lower", "bb_width", "std_20", "hist_volatility_20"}
@@ -297,3 +297,15 @@ def test_later_bars_change_no_earlier_value(n, seed, gaps, data):
         whole, part = compute(view, Bars(bars)), compute(view, Bars({k: v[:cut] for k, v in bars.items()}))
         for name in whole:
             np.testing.assert_array_equal(whole[name][:cut], part[name], err_msg=name)
+
+
+@pytest.mark.parametrize("factor", [1, 100], ids=["the same prices before", "a hundred times the price before"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_newest_part_of_a_history_gives_what_the_whole_gives(view, factor):
+    """`larder compute` reads MEMORY bars before those that changed: older ones are in no digit of what follows."""
+    bars = history(5 * MEMORY)
+    for name in ("open", "high", "low", "close", "adjusted_close"):
+        bars[name][: -MEMORY - 200] *= factor
+    whole, part = compute(view, Bars(bars)), compute(view, Bars({name: v[-MEMORY - 3 :] for name, v in bars.items()}))
+    for name in whole.keys() - set(TOTALS[1]):
+        np.testing.assert_allclose(part[name][-3:], whole[name][-3:], rtol=1e-9, atol=1e-9, err_msg=name)

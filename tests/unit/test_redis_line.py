@@ -12,6 +12,7 @@ import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from larder.redis_line import Line
 
@@ -83,6 +84,29 @@ def test_everyone_gets_their_own_replies(options, run):
         await client.aclose()
 
     run(main())
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["the reply comes late", "the reply never comes"])
+def test_a_reply_that_comes_too_late_is_nobodys(options, late):
+    """The connection is given up: the next request neither waits behind the last one nor gets its reply."""
+
+    async def main():
+        client = Redis(**options)
+        line = Line(Redis(**options | {"socket_timeout": 0.3}))
+        assert await line.ask(echo(b"first"), 1) == [b"first"]
+        lost = line.replies
+        with pytest.raises(RedisTimeoutError):
+            await line.ask(b"*3\r\n$5\r\nBLPOP\r\n$4\r\nlist\r\n$1\r\n0\r\n", 1)
+        if late:
+            await client.rpush("list", "of the one before")
+        assert await line.ask(echo(b"mine"), 1) == [b"mine"]
+        assert lost.closed
+        assert line.replies is not lost
+        await client.delete("list")
+        line.close()
+        await client.aclose()
+
+    asyncio.run(main())
 
 
 def test_a_wrong_password_is_no_line(options):

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.infra.utils.postgres.connection_utils import _get_conn_kwargs, _get_conninfo
 from feast.repo_config import load_repo_config
@@ -42,6 +43,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+DEFAULTS = yaml.safe_load((ROOT / "roles/feast/defaults/main.yml").read_text())
 filters = load(ROOT / "ansible/plugins/filter/secrets.py")
 
 
@@ -55,7 +57,7 @@ def render(purpose: str, password: str) -> str:
     variables: dict[str, Any] = {
         "feast_purpose": purpose,
         "feast_registry_ttl_seconds": 60,
-        "feast_online_ttl_seconds": 3600,
+        "feast_online_ttl_seconds": DEFAULTS["feast_online_ttl_seconds"],
         "larder_project": "trading",
         "larder_database": "feast",
         "larder_timescaledb_address": "192.0.2.1",
@@ -93,6 +95,13 @@ def clients(purpose: str, password: str, directory: Path) -> dict[str, dict[str,
         "offline store": conninfo_to_dict(_get_conninfo(offline), **_get_conn_kwargs(offline)),
         "online store": redis | {"user": redis["username"]},
     }
+
+
+@pytest.mark.parametrize("purpose", ["pipeline", "push"])
+def test_what_is_written_online_lives_for_a_year(purpose: str, tmp_path: Path) -> None:
+    path = tmp_path / "feature_store.yaml"
+    path.write_text(render(purpose, "secret"), encoding="utf-8")
+    assert load_repo_config(tmp_path, path).online_store.key_ttl_seconds == 365 * 24 * 60 * 60
 
 
 def logins(purpose: str, password: str, directory: Path) -> dict[str, tuple[str, str]]:

@@ -4,15 +4,18 @@ import asyncio
 import importlib
 import json
 import logging
+import re
 import socket
 import threading
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pandas as pd
 import psycopg
 import pytest
 import uvicorn
+import yaml
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.errors import FeastInvalidAuthConfigClass
 from feast.types import Float64
@@ -107,6 +110,28 @@ def test_an_instance_with_features_is_ready(directory):
         assert (await ask(app, "POST", "/get-online-features", READ))[1]["results"][1]["values"] == [1.5]
 
     run(scenario)
+
+
+def test_an_online_store_that_says_nothing_is_not_ready_within_the_time_of_a_check(directory, monkeypatch):
+    """It takes connections, and has no time limit of its own."""
+    apply(directory)
+    monkeypatch.setattr(serve, "READY_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = yaml.safe_load(CONFIG.format(directory=directory, mode="verify"))
+        config["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{silent.getsockname()[1]}"}
+        (directory / "feature_store.yaml").write_text(yaml.safe_dump(config))
+
+        async def scenario(app):
+            async with asyncio.timeout(60):  # for ever, without a limit
+                status, answer = await ask(app, "GET", "/ready")
+            assert (status, answer["status"]) == (503, "no online store")
+
+        run(scenario)
+
+
+def test_a_check_of_readiness_ends_before_the_gateway_gives_it_up():
+    template = (Path(__file__).parents[2] / "roles/gateway/templates/haproxy.cfg.j2").read_text()
+    assert int(re.search(r"timeout check (\d+)s", template)[1]) > serve.READY_SECONDS
 
 
 def test_an_instance_that_drains_is_not_found_but_serves(directory):

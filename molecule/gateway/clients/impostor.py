@@ -1,10 +1,13 @@
-"""Stand in for the health checks of the instance on port 6568, all with 200, and note each request in /run/impostor.
+"""Stand in for an instance: answer everything with 200, and note each request, with its headers, in /run/impostor.
 
-The certificate and its key are in /run/impostor.pem.
+Arguments: the newest TLS that it speaks (TLSv1_2 or TLSv1_3), and its ports. The certificate and its key are in
+/run/impostor.pem.
 """
 
 import http.server
 import ssl
+import sys
+import threading
 from pathlib import Path
 
 NOTES = Path("/run/impostor")
@@ -13,10 +16,13 @@ NOTES = Path("/run/impostor")
 class Impostor(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with NOTES.open("a") as notes:
-            notes.write(f"{self.command} {self.path}\n")
+            notes.write(f"{self.command} {self.path}\n{self.headers}")
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    do_POST = do_GET  # noqa: N815 # the base class's name
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -26,7 +32,10 @@ class Server(http.server.ThreadingHTTPServer):
         super().finish_request(context.wrap_socket(request, server_side=True), client_address)
 
 
+newest, *ports = sys.argv[1:]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.maximum_version = ssl.TLSVersion[newest]
 context.load_cert_chain("/run/impostor.pem")
 NOTES.write_text("")
-Server(("0.0.0.0", 6588), Impostor).serve_forever()
+for port in map(int, ports):
+    threading.Thread(target=Server(("0.0.0.0", port), Impostor).serve_forever).start()

@@ -1,14 +1,21 @@
 """What the gateway promises its clients, and those who are not."""
 
 import http.client
+import re
+import select
 import socket
 import ssl
 import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
+import yaml
 
 testinfra_hosts = ["ansible://gateway1"]
 
+DEFAULTS = yaml.safe_load((Path(__file__).parents[3] / "roles/gateway/defaults/main.yml").read_text())
+READABLE = select.POLLIN | select.POLLHUP
 PATHS = [
     ("POST", "/get-online-features"),
     ("GET", "/features/A?features=market_features:close"),
@@ -173,11 +180,45 @@ def test_http_is_refused(gateway):
             socket.create_connection((gateway.address, port), timeout=2)
 
 
-def test_old_tls_is_refused(gateway):
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
+def test_old_tls_is_refused_by_the_gateway(gateway, version):
     old = ssl.create_default_context(cadata=gateway.authority)
-    old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+    old.set_ciphers("ALL:@SECLEVEL=0")  # the client itself would refuse TLS 1.1 before it asks
+    old.minimum_version = old.maximum_version = version
+    with pytest.raises(ssl.SSLError, match="alert protocol version"):
         gateway.connect(old).connect()
+
+
+def test_a_client_has_as_many_connections_as_it_may_and_no_more(gateway):
+    most, more = DEFAULTS["gateway_client_connections"], 20
+    with ExitStack() as stack:
+        poll = select.poll()
+        for _ in range(most + more):
+            poll.register(stack.enter_context(socket.create_connection((gateway.address, 8443), timeout=10)), READABLE)
+        end = time.monotonic() + 5  # after ten seconds without a handshake the gateway ends the others, too
+        while len(ended := poll.poll(1000)) < more:
+            assert time.monotonic() < end
+        assert len(ended) == more
+    assert gateway.ask_until(lambda answer: answer.status == 200, 30).json["status"] == "ready"
+
+
+def test_a_client_that_asks_too_often_is_told_so_and_heals(gateway):
+    most = DEFAULTS["gateway_client_requests_per_second"]
+    connection = gateway.connect()
+    connection.connect()
+    answers, asked = b"", 0
+    with suppress(OSError):  # the gateway ends the connection with the refusal
+        while b" 429 " not in answers and asked < 10 * most:
+            connection.sock.sendall(b"GET /ready HTTP/1.1\r\nHost: gateway\r\n\r\n" * 100)
+            asked += 100
+            while answers.count(b"HTTP/1.1 ") < asked and (more := connection.sock.recv(65536)):
+                answers += more
+    connection.close()
+    statuses = re.findall(rb"HTTP/1\.1 (\d+)", answers)
+    assert statuses.count(b"401") > most / 2, "it is not refused before"
+    assert set(statuses) == {b"401", b"429"}
+    assert b'{"detail":"too many requests"}' in answers
+    assert gateway.ask_until(lambda answer: answer.status != 429, 30).json["status"] == "ready"
 
 
 def test_the_client_knows_whom_it_asks(gateway):

@@ -4,6 +4,8 @@ import csv
 import shlex
 import ssl
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,34 +39,59 @@ def test_the_new_instance_takes_its_part(gateway, hosts):
     assert all(int(after) > int(before[port]) for port, after in instances(hosts, "stot").items())
 
 
-@pytest.mark.parametrize(
-    ("host", "certificate", "status"),
-    [
-        ("server1", "cat /etc/larder/tls/feast/current/tls.*", "L7OK"),
-        ("gateway1", "cat /etc/larder/tls/gateway/current/tls.*", "L6RSP"),
-        (
-            "server1",
-            "openssl req -quiet -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout - -subj /CN=server1",
-            "L6RSP",
-        ),
-    ],
-    ids=["its own name", "another host's name", "no authority"],
-)
-def test_an_instance_is_trusted_only_by_its_name_and_the_stacks_authority(hosts, host, certificate, status):
+OF_SERVER1 = "cat /etc/larder/tls/feast/current/tls.*"
+SELF_SIGNED = "openssl req -quiet -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout - -subj /CN=server1"
+
+
+@contextmanager
+def impostor(hosts, certificate: str, tls: str = "TLSv1_3") -> Iterator[Callable[[], str]]:
+    """Let the impostor stand in for the third instance; yield what it has noted."""
     server = hosts["server1"]
     server.check_output("systemctl stop feature-server@3")
     try:
-        pem = hosts[host].check_output(certificate)
-        server.check_output(f"(umask 077; echo {shlex.quote(pem)} > /run/impostor.pem)")
-        server.check_output(f"systemd-run --unit=impostor python3 -c {shlex.quote(IMPOSTOR)}")
-        end = time.monotonic() + 60
-        while instances(hosts, "check_status")["6568"] != status and time.monotonic() < end:
-            time.sleep(1)
-        assert instances(hosts, "check_status")["6568"] == status
-        assert ("GET /ready" in server.file("/run/impostor").content_string) is (status == "L7OK")
+        server.check_output(f"(umask 077; echo {shlex.quote(certificate)} > /run/impostor.pem)")
+        server.check_output("truncate --size=0 /run/impostor")
+        server.check_output(f"systemd-run --unit=impostor python3 -c {shlex.quote(IMPOSTOR)} {tls} 6568 6588")
+        yield lambda: server.file("/run/impostor").content_string
     finally:
         server.run("systemctl stop impostor; rm -f /run/impostor.pem")
         server.check_output("systemctl start feature-server@3")
+
+
+@pytest.mark.parametrize(
+    ("host", "certificate", "tls", "status"),
+    [
+        ("server1", OF_SERVER1, "TLSv1_3", "L7OK"),
+        ("server1", OF_SERVER1, "TLSv1_2", "L6RSP"),
+        ("gateway1", "cat /etc/larder/tls/gateway/current/tls.*", "TLSv1_3", "L6RSP"),
+        ("server1", SELF_SIGNED, "TLSv1_3", "L6RSP"),
+    ],
+    ids=["its own name", "older TLS", "another host's name", "no authority"],
+)
+def test_an_instance_is_trusted_only_by_its_name_the_stacks_authority_and_tls_1_3(
+    hosts, host, certificate, tls, status
+):
+    with impostor(hosts, hosts[host].check_output(certificate), tls) as noted:
+        expected = (status, status == "L7OK")
+        end = time.monotonic() + 60
+        while (found := (instances(hosts, "check_status")["6568"], "GET /ready" in noted())) != expected:
+            assert time.monotonic() < end, found
+            time.sleep(1)
+
+
+def test_no_instance_is_told_a_token(gateway, hosts):
+    reads = [("GET", "/health", None), ("POST", "/get-online-features", {})]
+    with impostor(hosts, hosts["server1"].check_output(OF_SERVER1)) as noted:
+        end = time.monotonic() + 60
+        while any(f"{method} {path}\n" not in noted() for method, path, _ in reads) and time.monotonic() < end:
+            for method, path, body in reads:
+                gateway.ask(method, path, READER, body, headers={"X-Claim": "passed on"})
+        told = noted()
+    for method, path, _ in reads:
+        assert f"{method} {path}\n" in told
+    assert "x-claim: passed on" in told.lower()
+    assert "authorization" not in told.lower()
+    assert READER not in told
 
 
 def test_the_new_limit_holds(gateway):

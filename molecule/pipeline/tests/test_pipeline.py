@@ -66,6 +66,22 @@ def test_bars_are_served_after_a_run(inventory: Any, host: Host) -> None:
     assert close_of(inventory, "AAA") == (102.0, 104.0)
 
 
+def test_what_is_served_lives_for_a_year(inventory: Any, host: Host) -> None:
+    login = host.check_output("grep -oE '^user admin(_g[0-9a-f]{8})? ' /etc/redis/users.acl").split()[1]
+    password = inventory.variables("pipeline1")["redis_passwords"]["admin"].encode()
+    escaped = "".join(f"\\x{byte:02x}" for byte in password)
+
+    def redis(command: str) -> str:
+        lines = f'AUTH {login} "{escaped}"\n{command}\n'
+        return inventory.run("pipeline1", "sudo redis-cli --no-raw -s /run/redis/redis.sock", lines)
+
+    (key,) = [key for key in re.findall(r'"(?:[^"\\]|\\.)*"', redis("SCAN 0 COUNT 10000")) if "AAA" in key]
+    seconds = re.search(r"\(integer\) (-?\d+)", redis(f"TTL {key}"))
+    assert seconds
+    year = 365 * 24 * 60 * 60
+    assert year - 24 * 60 * 60 < int(seconds[1]) <= year
+
+
 def test_late_bar_arrives(inventory: Any, host: Host) -> None:
     # Yesterday's bar, stamped 00:00, comes after a run that ended today: materialize-incremental would never see it.
     bring(inventory, "AAA.csv", *(bar(days, 100 + days) for days in range(10, 1, -1)), bar(1, 200))
