@@ -95,11 +95,13 @@ WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
 """
 
 
-def copy_in(connection: psycopg.Connection, table: str, rows: "pa.Table") -> None:
-    """COPY an Arrow table into a table that has columns of the same names and of binary.type_of's types."""
+def check_types(connection: psycopg.Connection, table: str, rows: "pa.Table") -> None:
+    """Raise LarderError where a column of the table has another type than the rows.
+
+    PostgreSQL takes any eight bytes for a bigint, and for a double precision as well; and it rounds one to the other.
+    """
     from larder import binary
 
-    # PostgreSQL takes any eight bytes for a bigint, and for a double precision as well.
     types: dict[str, str] = dict(connection.execute(TYPES, [identifier(table).as_string(connection)]).fetchall())
     for field in rows.schema:
         if field.name in types and types[field.name] != (wanted := binary.type_of(field.type)):
@@ -107,6 +109,13 @@ def copy_in(connection: psycopg.Connection, table: str, rows: "pa.Table") -> Non
                 f"{table} has the column {field.name} as {types[field.name]}, and {wanted} is written. "
                 "A run of site.yml brings the column to the type that tables.yml declares."
             )
+
+
+def copy_in(connection: psycopg.Connection, table: str, rows: "pa.Table") -> None:
+    """COPY an Arrow table into a table that has columns of the same names and of binary.type_of's types."""
+    from larder import binary
+
+    check_types(connection, table, rows)
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
         identifier(table), sql.SQL(", ").join(map(sql.Identifier, rows.column_names))
     )
@@ -144,6 +153,7 @@ def append(
     from larder import binary
 
     if connection.execute(AUDITED).fetchall()[0][0]:
+        check_types(connection, table, rows.select(columns))
         return rows.slice(0, 0), rows
     symbols = rows["symbol"].combine_chunks().dictionary_encode()
     newest = sql.SQL(NEWEST).format(table=identifier(table))
