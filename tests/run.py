@@ -68,8 +68,8 @@ def scenarios() -> list[str]:
 
 def tracked(*patterns: str) -> list[str]:
     """Return the files under version control that match any of the patterns."""
-    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, check=True, capture_output=True, text=True)
-    return listed.stdout.split()
+    listed = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, check=True, capture_output=True, text=True)
+    return listed.stdout.split("\0")[:-1]
 
 
 def environment() -> None:

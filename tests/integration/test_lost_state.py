@@ -1,10 +1,6 @@
 """State that was lost or changed by hand is found by status, and one command brings it back."""
 
 import os
-import shutil
-import socket
-import subprocess
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,30 +25,14 @@ SYMBOLS = [f"S{n:03}" for n in range(30)]
 TODAY = datetime.now(UTC).date()
 
 
-@pytest.fixture(scope="module")
-def online():
-    """A Redis of its own; Debian's redis-check-rdb is the server under another name."""
-    binary = shutil.which("redis-server") or shutil.which("redis-check-rdb")
-    assert binary, "redis-tools is not installed"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--port", str(port), "--save", "", "--bind", "127.0.0.1"]
-    with subprocess.Popen(["redis-server", *options], executable=binary, stdout=subprocess.DEVNULL) as process:
-        client = redis.Redis(port=port)
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                assert process.poll() is None
-                time.sleep(0.05)
-        yield client
-        process.kill()
+@pytest.fixture
+def online(redis_address):
+    host, port = redis_address.split(":")
+    return redis.Redis(host, int(port))
 
 
 @pytest.fixture
-def stack(url, credentials, online, tmp_path):
+def stack(url, credentials, online, redis_address, tmp_path):
     """Thirty symbols, applied, loaded, computed and materialized: status is healthy."""
     online.flushall()
     database = conninfo_to_dict(url)
@@ -70,7 +50,7 @@ def stack(url, credentials, online, tmp_path):
         },
         "online_store": {
             "type": "redis",
-            "connection_string": f"127.0.0.1:{online.connection_pool.connection_kwargs['port']}",
+            "connection_string": redis_address,
             "key_ttl_seconds": 31_536_000,
             "skip_dedup": True,
         },
