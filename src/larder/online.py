@@ -55,7 +55,7 @@ from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from larder.failures import is_outage
+from larder.failures import is_outage, sentence, wrong_content_type
 from larder.reads import explain_entities, explain_features
 from larder.redis_line import Line
 from larder.turns import Turns, Unsent
@@ -153,9 +153,7 @@ class Query:
             try:
                 asked = GetOnlineFeaturesRequest.model_validate(body)
             except ValidationError as error:
-                first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-                where = ".".join(map(str, first["loc"]))[:200]
-                raise RefusedError(f"{where}: {first['msg']}", 422) from None
+                raise RefusedError(sentence(error.errors(include_url=False, include_context=False)), 422) from None
             entities, features, service = asked.entities, asked.features, asked.feature_service
             full_names, versions = asked.full_feature_names, asked.include_feature_view_version_metadata
             return cls(entities, tuple(features), service or "", full_names, include_age, max_age_s, versions)
@@ -734,7 +732,7 @@ async def whole(receive: Receive) -> bytes:
 def decoded_body(written: bytes, content_type: bytes) -> Any:
     """Return what a request's body holds, as FastAPI decodes it."""
     if content_type.partition(b";")[0].strip().lower() != JSON:
-        raise RefusedError("send JSON, with Content-Type: application/json", 415)
+        raise RefusedError(wrong_content_type(content_type.decode("latin-1")), 415)
     try:
         return json.loads(written)
     except json.JSONDecodeError as error:
