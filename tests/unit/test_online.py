@@ -631,10 +631,11 @@ def test_a_body_is_understood_as_feast_does(server, body, content_type):
     server.same({"features": ["prices:close"], "entities": {"symbol": ["A"]}}, content_type=content_type)
 
 
-@pytest.mark.parametrize("content_type", [b"text/plain", None])
-def test_a_body_that_is_not_said_to_be_json_is_refused(server, content_type):
+@pytest.mark.parametrize(("content_type", "held"), [(b"text/plain", 'is "text/plain"'), (None, "is missing")])
+def test_a_body_that_is_not_said_to_be_json_is_refused(server, content_type, held):
     status, _, answer = server.read({"features": [], "entities": {}}, content_type=content_type)
-    assert (status, json.loads(answer)) == (415, {"detail": "send JSON, with Content-Type: application/json"})
+    detail = f"Content-Type {held}: send JSON, with Content-Type: application/json"
+    assert (status, json.loads(answer)) == (415, {"detail": detail})
 
 
 @check
