@@ -54,7 +54,7 @@ def deploy(stack: Stack) -> None:
 
 def work(stack: Stack) -> None:
     """A day without trouble, and clients who err."""
-    days = "".join(f"2026-10-{day:02d},10,12,9,{10 + day / 10},{10 + day / 10},1000\n" for day in range(1, 31))
+    days = "".join(f"2026-10-{day:02d},10,14,9,{10 + day / 10},{10 + day / 10},1000\n" for day in range(1, 31))
     stack.on_host("cat > /var/lib/larder/incoming/AAPL.csv", "Date,Open,High,Low,Close,Adj Close,Volume\n" + days)
     stack.on_host("systemctl start feature-pipeline.service")
     stack.say("status", "larder status")
