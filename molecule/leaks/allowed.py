@@ -46,6 +46,14 @@ ALLOWED = (
         "a host's private key, made there, readable by root and the service",
     ),
     Allowed(
+        "host: short-lived files",
+        r"/tmp/\.ansible_tmp[^/]+",
+        "",
+        "0600",
+        kinds("key"),
+        "the same on its way, as community.crypto writes it, for root alone and for milliseconds",
+    ),
+    Allowed(
         "host: files",
         r"/etc/redis/users\.acl",
         "root:redis",

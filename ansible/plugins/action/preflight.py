@@ -98,9 +98,14 @@ class Secrecy:
     def __init__(
         self, secret: Mapping[str, Any] | None = None, values: Iterable[Any] = (), public: Iterable[str] = ()
     ) -> None:
-        """Take the variables that are secret, further values that are, and words that are public all the same."""
+        """Take the variables that are secret, further values that are, and words that are public all the same.
+
+        A part of a public word, such as the key `password` of a dictionary, is no secret either: without it, no message
+        could name redis_passwords.
+        """
         self.names = set(secret or {})
-        self.held = {text for value in [*(secret or {}).values(), *values] for text in texts(value) if text} - {*public}
+        held = {text for value in [*(secret or {}).values(), *values] for text in texts(value) if text}
+        self.held = {text for text in held if not any(text in word for word in public)}
 
     def hides(self, value: Any) -> bool:
         """Whether a value is, holds, or is a part of a secret; of one that is short, whether it is one."""

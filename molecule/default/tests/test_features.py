@@ -182,7 +182,7 @@ def bars_without_volume(host_named, bars):
     """Store EURUSD under two more names: without any volume, and without that of 30 bars and of the last 3."""
     eurusd = bars["EURUSD"]
     last = len(eurusd.dates)
-    gaps = {*range(200, 230), *range(last - 3, last)}
+    gaps = {*range(170, 200), *range(last - 3, last)}
     several = {
         "NO.VOLUME": replace(eurusd, volume=[math.nan] * last),
         "GAPS": replace(eurusd, volume=[math.nan if i in gaps else v for i, v in enumerate(eurusd.volume)]),

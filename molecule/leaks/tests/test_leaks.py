@@ -14,7 +14,7 @@ FAILING = {
     "a wrong password of the vault": "Decryption failed",
     "secrets that cannot work": "redis_passwords.serve",
     "a secret that is half a template": "redis_passwords",
-    "a vault that is no YAML": "YAML parsing failed",
+    "a vault that is no YAML": "vault.yml cannot be read",
     "a rotation without PostgreSQL": "failed: [single1] (item=postgresql@17-main.service)",
     "a rotation that no consumer can try": "fatal: [single1]",
 }
