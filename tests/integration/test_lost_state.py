@@ -1,5 +1,6 @@
 """State that was lost or changed by hand is found by status, and one command brings it back."""
 
+import getpass
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,7 +45,7 @@ def stack(url, credentials, online, redis_address, tmp_path):
             "host": database["host"],
             "port": int(database.get("port", 5432)),
             "database": database["dbname"],
-            "user": database["user"],
+            "user": database.get("user") or getpass.getuser(),
             "password": "none",
             "sslmode": database.get("sslmode", "prefer"),
         },

@@ -4,6 +4,7 @@ import os
 import re
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import numpy as np
@@ -23,7 +24,7 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.transformation.pandas_transformation import PandasTransformation
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
-from hypothesis import Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -630,7 +631,13 @@ LABELS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+# The first text that Hypothesis makes on a host takes seconds: it looks at all of Unicode.
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     labels=st.lists(
         st.one_of(st.sampled_from(LABELS), st.text(max_size=70), st.integers()), unique_by=str, max_size=12
@@ -1211,7 +1218,8 @@ def test_tables_that_are_no_datasets_are_not_overwritten(stores, connection):
 def test_an_account_that_may_not_write_the_registry_saves_nothing(stores, connection, database):
     given = conninfo_to_dict(database)
     role = f"larder_trainer_{os.getpid()}"
-    path = f"postgresql+psycopg://{given.get('user')}@{given['host']}:{given.get('port') or 5432}/{given['dbname']}"
+    # As parameters: the host may be the folder of a socket.
+    path = f"postgresql+psycopg:///{given.pop('dbname')}?{urlencode(given, quote_via=quote)}"
 
     def store(options=""):
         registry = {"registry_type": "sql", "path": path + options, "cache_ttl_seconds": 60}
@@ -1231,7 +1239,7 @@ def test_an_account_that_may_not_write_the_registry_saves_nothing(stores, connec
     try:
         store().apply([K, N, *VIEWS, ON_DEMAND])
         connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-        trainer = store(f"?options=-c%20role%3D{role}")
+        trainer = store(f"&options=-c%20role%3D{role}")
         job = trainer.get_historical_features(moments(), ["hyper:h_int"])
         storage = SavedDatasetPostgreSQLStorage(table_ref="refused")
         with pytest.raises(ValueError, match=r"may not write the registry.*Parquet"):
