@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 
 import pytest
@@ -64,7 +65,7 @@ def test_an_administrator_enters_by_their_key_and_acts_as_root(hosts):
     variables = hosts["store1"].backend.get_variables()
     command = [
         "ssh",
-        *variables["ansible_ssh_common_args"].split(),
+        *shlex.split(variables["ansible_ssh_common_args"]),
         *("-i", variables["ansible_ssh_private_key_file"], "-o", "BatchMode=yes"),
         f"jane.doe@{variables['ansible_host']}",
         "sudo -n id -un",
