@@ -3,6 +3,7 @@
 What differs from instance to instance comes from its unit's environment; there is no secret in it.
 """
 
+import asyncio
 import json
 import os
 import ssl
@@ -20,7 +21,40 @@ def _tls(_: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     return context
 
 
+class Together:
+    """A transport that sends at once what is written at once.
+
+    uvicorn writes an answer's head and its body apart. A process that is killed in between has begun an answer, which
+    the gateway then cannot ask of another instance.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.held: list[bytes] = []
+        self.loop = asyncio.get_running_loop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self.held:
+            self.loop.call_soon(self.flush)
+        self.held.append(data)
+
+    def flush(self) -> None:
+        held, self.held = b"".join(self.held), []
+        if held:
+            self.transport.write(held)
+
+    def close(self) -> None:
+        self.flush()
+        self.transport.close()
+
+
 class Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        super().connection_made(Together(transport))  # type: ignore[arg-type] # what uvicorn uses of one
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP as every other error is answered."""
         body = json.dumps({"detail": msg}).encode()

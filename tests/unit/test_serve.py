@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
 
 from larder import drain, serve
 
@@ -269,17 +270,9 @@ def test_systemd_is_told_once_the_instance_serves(directory, monkeypatch):
         run(scenario)
 
 
-@pytest.mark.parametrize(
-    "written",
-    [
-        b"nonsense\r\n\r\n",
-        b"GET\r\n\r\n",
-        b"GET /ready HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"\x16\x03\x01\x02",
-    ],
-)
-def test_what_is_no_http_is_told_so_in_the_shape_of_every_error(monkeypatch, written):
+@pytest.fixture
+def exchange(monkeypatch):
+    """Give an application's answer to what is written, and in how many pieces it was sent."""
     for name, value in {
         "WORKERS": "1",
         "ADDRESS": "127.0.0.1",
@@ -291,20 +284,51 @@ def test_what_is_no_http_is_told_so_in_the_shape_of_every_error(monkeypatch, wri
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/")
     protocol = importlib.import_module("larder.gunicorn").Protocol
 
-    async def main():
-        config = uvicorn.Config(Starlette(), http=protocol, log_config=None)
+    async def main(app, written):
+        sent = []
+
+        class Watched(protocol):
+            def connection_made(self, transport):
+                write = transport.write
+                transport.write = lambda data: (sent.append(data), write(data))
+                super().connection_made(transport)
+
+        config = uvicorn.Config(app, http=Watched, log_config=None)
         config.load()
         state = uvicorn.server.ServerState()
         server = await asyncio.get_running_loop().create_server(
-            lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+            lambda: Watched(config=config, server_state=state, app_state={}), "127.0.0.1", 0
         )
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         writer.write(written)
         answer = await asyncio.wait_for(reader.read(), 5)
         server.close()
-        return answer
+        return answer, len(sent)
 
-    head, _, body = asyncio.run(main()).partition(b"\r\n\r\n")
+    return lambda app, written: asyncio.run(main(app, written))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET /ready HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"\x16\x03\x01\x02",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_the_shape_of_every_error(exchange, written):
+    answer, _ = exchange(Starlette(), written)
+    head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n")
     assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
     assert json.loads(body) == {"detail": "Invalid HTTP request received."}
+
+
+def test_an_answer_is_sent_in_one_piece_so_that_a_killed_instance_has_sent_none_or_all_of_it(exchange):
+    request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answer, pieces = exchange(PlainTextResponse("x" * 10_000), request)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"x" * 10_000)
+    assert pieces == 1
