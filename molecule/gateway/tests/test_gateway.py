@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -219,6 +220,50 @@ def test_a_client_that_asks_too_often_is_told_so_and_heals(gateway):
     assert set(statuses) == {b"401", b"429"}
     assert b'{"detail":"too many requests"}' in answers
     assert gateway.ask_until(lambda answer: answer.status != 429, 30).json["status"] == "ready"
+
+
+def test_a_token_that_asks_too_often_is_told_so_and_takes_nothing_from_another(gateway):
+    most = DEFAULTS["gateway_token_requests_per_second"]
+    asked = b"POST /get-online-features HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer %b\r\n\r\n"
+    connection = gateway.connect()
+    connection.connect()
+    answers, times = b"", 0
+    with suppress(OSError):  # the gateway ends the connection with the refusal
+        while b" 429 " not in answers and times < 10 * most:
+            connection.sock.sendall(asked % gateway.reader.encode() * 100)
+            times += 100
+            while answers.count(b"HTTP/1.1 ") < times and (more := connection.sock.recv(65536)):
+                answers += more
+    connection.close()
+    statuses = re.findall(rb"HTTP/1\.1 (\d+)", answers)
+    assert statuses.count(b"411") > most / 2, "it is not refused before"
+    assert set(statuses) == {b"411", b"429"}
+    refusal = answers[answers.rindex(b"HTTP/1.1 429") :]
+    assert b"retry-after: 1\r\n" in refusal.lower()
+    assert refusal.endswith(b'{"detail":"too many requests"}')
+    assert gateway.read("ANY", gateway.writer).status == 200
+    assert gateway.ask_until(lambda answer: answer.status != 429, 30).status == 200
+
+
+def test_a_token_has_as_many_requests_on_their_way_as_it_may_and_no_more(gateway, hosts):
+    most, more = DEFAULTS["gateway_token_requests"], 12
+    server, units = hosts["server1"], "feature-server@1 feature-server@2"
+    answers = []
+    with ThreadPoolExecutor(most + more) as clients:
+        server.check_output(f"systemctl kill --signal=STOP {units}")
+        try:
+            asked = [clients.submit(gateway.read, "ANY", gateway.reader) for _ in range(most + more)]
+            for answered in as_completed(asked, timeout=10):
+                answers.append(answered.result())
+                if len(answers) == more:
+                    break
+            time.sleep(0.5)
+            assert sum(future.done() for future in asked) == more
+            assert gateway.push("ANOTHER", 1.0, gateway.writer).status == 200, "another token's are not counted"
+        finally:
+            server.check_output(f"systemctl kill --signal=CONT {units}")
+    assert {(answer.status, answer.headers.get("retry-after")) for answer in answers} == {(429, "1")}
+    assert [future.result().status for future in asked].count(200) == most
 
 
 def test_the_client_knows_whom_it_asks(gateway):

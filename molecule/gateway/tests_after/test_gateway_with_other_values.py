@@ -5,6 +5,7 @@ import shlex
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,6 +98,31 @@ def test_no_instance_is_told_a_token(gateway, hosts):
 def test_the_new_limit_holds(gateway):
     assert gateway.ask("POST", "/get-online-features", READER, "x" * 20001).status == 413
     assert gateway.ask("POST", "/get-online-features", READER, "x" * 20000).status in (400, 422)
+
+
+def test_where_requests_wait_a_client_with_few_comes_before_one_with_many(gateway, hosts):
+    server, units = hosts["server1"], "feature-server@1 feature-server@2 feature-server@3"
+    working, waiting = 3 * 2, 30  # gateway_server_connections of each instance
+    order: list[str] = []
+
+    def read(token: str) -> int:
+        status = gateway.read("ANY", token).status
+        order.append(token)
+        return status
+
+    with ThreadPoolExecutor(working + waiting + 1) as clients:
+        server.check_output(f"systemctl kill --signal=STOP {units}")
+        try:
+            many = [clients.submit(read, READER) for _ in range(working + waiting)]
+            time.sleep(0.5)  # less than after which the gateway tries another instance
+            few = clients.submit(read, WRITER)
+            time.sleep(0.5)
+            assert order == []
+        finally:
+            server.check_output(f"systemctl kill --signal=CONT {units}")
+    assert {future.result() for future in [*many, few]} == {200}
+    # The reader's that an instance worked on already are not called back, and some answers overtake others.
+    assert order.index(WRITER) < working + waiting / 3
 
 
 def test_the_new_tokens_are_valid(gateway):
