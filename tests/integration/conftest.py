@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -17,7 +18,17 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from larder.credentials import Credentials
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
-TABLES = yaml.safe_load((Path(__file__).parents[2] / "feature_repo/tables.yml").read_text())
+REPO = Path(__file__).parents[2] / "feature_repo"
+TABLES = yaml.safe_load((REPO / "tables.yml").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _repository_as_new():
+    """Import the feature repository anew in each test: Feast notes what was materialized in its view objects, too."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(REPO):
+            del sys.modules[name]
 
 
 @pytest.fixture
