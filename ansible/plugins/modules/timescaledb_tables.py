@@ -198,7 +198,7 @@ WIDENINGS = {
     ("real", "double precision"): "",
     ("bigint", "double precision"): (
         # Rounded, the largest would be no bigint.
-        "CASE WHEN {column} BETWEEN -9223372036854774784 AND 9223372036854774784"
+        "{column} IS NULL OR CASE WHEN {column} BETWEEN -9223372036854774784 AND 9223372036854774784"
         " THEN {column}::double precision::bigint = {column} ELSE false END"
     ),
 }

@@ -187,21 +187,18 @@ def bars_without_volume(host_named, bars):
         "NO.VOLUME": replace(eurusd, volume=[math.nan] * last),
         "GAPS": replace(eurusd, volume=[math.nan if i in gaps else v for i, v in enumerate(eurusd.volume)]),
     }
-    numbers = ",".join(map(str, sorted(gaps)))
-    command = (
-        "INSERT INTO market_data.ohlcv_daily"
-        " SELECT named.symbol, event_timestamp, open, high, low, close, adjusted_close,"
-        f" CASE WHEN named.symbol = 'NO.VOLUME' OR number IN ({numbers}) THEN NULL ELSE volume END"
-        " FROM unnest(ARRAY['NO.VOLUME', 'GAPS']) AS named (symbol),"
-        " LATERAL (SELECT *, row_number() OVER (ORDER BY event_timestamp) - 1 AS number"
-        " FROM market_data.ohlcv_daily WHERE symbol = 'EURUSD') AS bar;"
-        " INSERT INTO market_data.pending_compute (symbol, since)"
-        " SELECT symbol, min(event_timestamp) FROM market_data.ohlcv_daily"
-        " WHERE symbol IN ('NO.VOLUME', 'GAPS') GROUP BY symbol"
-    )
-    database, pipeline = host_named("database1"), host_named("pipeline1")
-    with database.sudo("postgres"):
-        database.check_output("psql --no-psqlrc --quiet --dbname=feast --set=ON_ERROR_STOP=1 --command=%s", command)
+    pipeline = host_named("pipeline1")
+    with pipeline.sudo("larder"):
+        for symbol, some in several.items():
+            lines = ["Date,Open,High,Low,Close,Adj Close,Volume"]
+            for date, *prices, volume in zip(
+                some.dates, some.open, some.high, some.low, some.close, some.adjusted_close, some.volume, strict=True
+            ):
+                cells = [*map(repr, prices), "" if math.isnan(volume) else repr(volume)]
+                lines.append(",".join([f"{date:%Y-%m-%d}", *cells]))
+            pipeline.check_output(
+                f"cat > /var/lib/larder/incoming/{symbol}.csv <<'BARS'\n" + "\n".join(lines) + "\nBARS"
+            )
     with pipeline.sudo():
         pipeline.check_output("systemctl start feature-pipeline.service")
     return several

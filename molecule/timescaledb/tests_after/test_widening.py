@@ -43,7 +43,8 @@ def former(superuser):
         " INSERT INTO market_data.ohlcv_daily SELECT 'FORMER', '2010-01-01Z'::timestamptz + n * interval '1 year',"
         " 1, 2, 1, 2, 2, CASE n WHEN 0 THEN 0 WHEN 11 THEN 9007199254740992 ELSE 10 ^ n + 1 END"
         " FROM generate_series(0, 11) AS n;"
-        " INSERT INTO market_data.quotes (symbol, event_timestamp, volume) VALUES ('FORMER', now(), 3000000001)"
+        " INSERT INTO market_data.quotes (symbol, event_timestamp, volume) VALUES ('FORMER', now(), 3000000001),"
+        " ('NONE', now(), NULL)"
     )
     assert types(superuser) == ["bigint"] * 3
     return superuser(BARS)
