@@ -188,7 +188,7 @@ def bars_without_volume(host_named, bars):
         "GAPS": replace(eurusd, volume=[math.nan if i in gaps else v for i, v in enumerate(eurusd.volume)]),
     }
     pipeline = host_named("pipeline1")
-    with pipeline.sudo("larder"):
+    with pipeline.sudo():
         for symbol, some in several.items():
             lines = ["Date,Open,High,Low,Close,Adj Close,Volume"]
             for date, *prices, volume in zip(
@@ -197,9 +197,10 @@ def bars_without_volume(host_named, bars):
                 cells = [*map(repr, prices), "" if math.isnan(volume) else repr(volume)]
                 lines.append(",".join([f"{date:%Y-%m-%d}", *cells]))
             pipeline.check_output(
-                f"cat > /var/lib/larder/incoming/{symbol}.csv <<'BARS'\n" + "\n".join(lines) + "\nBARS"
+                f"install --mode=644 /dev/stdin /var/lib/larder/incoming/{symbol}.csv <<'BARS'\n"
+                + "\n".join(lines)
+                + "\nBARS"
             )
-    with pipeline.sudo():
         pipeline.check_output("systemctl start feature-pipeline.service")
     return several
 
