@@ -677,7 +677,7 @@ class TestPlaybook:
         assert contacted
         assert code == 4
         assert "fatal: [cache1]: UNREACHABLE!" in output
-        assert "TASK [The hosts are right]" not in output
+        assert "TASK [Check the facts of the hosts]" not in output
 
     def test_memory_is_asked_of_the_host(self, tmp_path: Path, run: Any) -> None:
         inventory = write_inventory(tmp_path / "inventory", {"redis_maxmemory": "4000gb"})

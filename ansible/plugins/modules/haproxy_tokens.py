@@ -39,7 +39,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The vault's tokens are valid
+- name: Write the vault's tokens
   haproxy_tokens:
     path: /etc/haproxy/tokens.map
     master: /run/haproxy/master.sock

@@ -41,15 +41,15 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The running server holds what its files say
+- name: Apply the files to the running Redis
   redis_live:
     config: /etc/redis/redis.conf
     unit: redis-server.service
     user: maintenance
     credential: /etc/credstore.encrypted/redis.maintenance
-  notify: Redis is restarted
+  notify: Restart Redis
 
-- name: Nobody uses the old password
+- name: Wait until no session uses the old password
   redis_live:
     config: /etc/redis/redis.conf
     unit: redis-server.service

@@ -75,7 +75,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: The vault's passwords are accepted
+- name: Make logins with the vault's passwords
   timescaledb_roles:
     login_db: feast
     roles:

@@ -143,7 +143,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Daily bars are kept for ten years
+- name: Keep daily bars for ten years
   timescaledb_tables:
     login_db: feast
     owner: feast_owner

@@ -16,14 +16,14 @@ soak = pytest.mark.skipif(not SOAK, reason="part of ./larder test soak")
 ROTATIONS = 3 if SOAK else 1
 # The plays of a rotation, in their order: what a run is killed at.
 STEPS = [
-    "TASK [Every host answers]",
-    "PLAY [The offline store accepts the vault's secrets beside",
-    "PLAY [The online store accepts the vault's secrets beside",
-    "PLAY [The pipeline uses the vault's secrets",
-    "PLAY [The feature servers use the vault's secrets",
-    "PLAY [The offline store accepts the vault's secrets alone",
-    "PLAY [The online store accepts the vault's secrets alone",
-    "PLAY [The gateway knows the vault's tokens",
+    "TASK [Gather facts from every host]",
+    "PLAY [Add the vault's secrets to the offline store",
+    "PLAY [Add the vault's secrets to the online store",
+    "PLAY [Change the pipeline to the vault's secrets",
+    "PLAY [Change the feature servers to the vault's secrets",
+    "PLAY [Revoke former secrets in the offline store",
+    "PLAY [Revoke former secrets in the online store",
+    "PLAY [Change the gateway to the vault's tokens",
 ]
 
 
