@@ -168,19 +168,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         with_secret("redis_passwords", serve=[LONG, f"{LONG} 2"]),
         "redis_passwords.serve is no text and must be: put it in quotes.",
     ),
-    "no authority": (
+    "no CA": (
         {"certificate_authorities": []},
-        "all hosts: certificate_authorities must be a list of one authority or two",
+        "all hosts: certificate_authorities must be a list of one CA or two",
     ),
-    "an authority that is none": (
+    "a CA certificate that is none": (
         {"certificate_authorities": [authority(ca=False)]},
-        "certificate_authorities[0].certificate is no authority's: its basic constraints do not say CA:TRUE.",
+        "certificate_authorities[0].certificate is not a CA's: its basic constraints do not say CA:TRUE.",
     ),
-    "an authority that ended": (
+    "a CA that ended": (
         {"certificate_authorities": [authority(days=-1)]},
         "certificate_authorities[0].certificate ended on ",
     ),
-    "another authority's key": (
+    "another CA's key": (
         {"certificate_authorities": [AUTHORITY | {"private_key": authority()["private_key"]}]},
         "certificate_authorities[0].private_key is not the one of its certificate.",
     ),
@@ -188,7 +188,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"certificate_authorities": [AUTHORITY | {"private_key": "secret"}]},
         "certificate_authorities[0].private_key is no private key in PEM without a passphrase",
     ),
-    "an authority that is a word": (
+    "a CA that is a word": (
         {"certificate_authorities": ["test"]},
         "certificate_authorities[0] must hold a certificate and its private_key, both in PEM.",
     ),

@@ -40,7 +40,7 @@ other: stays
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Path:
-    """Return an encrypted vault, made by a first authority."""
+    """Return an encrypted vault, with a first CA."""
     path = tmp_path / "inventory/group_vars/all/vault.yml"
     path.parent.mkdir(parents=True)
     (tmp_path / "inventory/hosts.yml").write_text("all: {}\n")
@@ -110,7 +110,7 @@ def test_chosen_ones_alone(vault: Path) -> None:
     assert after["certificate_generation"] == 7
 
 
-def test_a_new_authority_is_trusted_then_signs_and_then_the_old_one_goes(vault: Path) -> None:
+def test_a_new_ca_is_trusted_then_signs_and_then_the_old_one_goes(vault: Path) -> None:
     (vault.parents[2] / "hosts.yml").write_text("all: {}\n")
     (vault.parents[2] / ".vault_password").write_text("correct horse")
     made = command("ansible-playbook", vault, "-i", vault.parents[2], "ansible/init_secrets.yml")

@@ -24,11 +24,11 @@ options:
     type: str
     default: ""
   given_up:
-    description: Whether what is there is given up; then only the ports are looked at.
+    description: Whether the stack takes over what is there; then only the ports are looked at.
     type: bool
     default: false
   variable:
-    description: The variable that gives up what is there.
+    description: The variable that lets the stack take over what is there.
     type: str
     default: ""
   postgresql:
@@ -49,7 +49,7 @@ options:
     description: The C(ports) that a firewall of the host's own must name until C(ours), a file of the stack, is there.
     type: dict
   authorities:
-    description: PEM of the authorities that the stack trusts; those on the host must be among them.
+    description: PEM of the CAs that the stack trusts; those on the host must be among them.
     type: list
     elements: str
 author:
@@ -179,7 +179,7 @@ def listeners(ports: Iterable[int]) -> Iterator[tuple[int, str, str]]:
         try:
             name, unit = (process / "comm").read_text().strip(), unit_of((process / "cgroup").read_text())
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
         for port in held:
             if (port, unit or name) not in seen:
                 seen.add((port, unit or name))
@@ -187,7 +187,7 @@ def listeners(ports: Iterable[int]) -> Iterator[tuple[int, str, str]]:
 
 
 def open_sockets(process: Path) -> Iterator[str]:
-    """Yield the inodes of a process' sockets; what it closes meanwhile is passed over."""
+    """Yield the inodes of a process' sockets, without those that it closes meanwhile."""
     try:
         descriptors = list((process / "fd").iterdir())
     except OSError:
@@ -232,7 +232,7 @@ def databases(data: Path, run: Run) -> list[str] | None:
 
 def postgresql(run: Run, cluster: str, database: str) -> Iterator[str]:
     etc = ROOT / "etc/postgresql" / cluster
-    # The second is there before the stack's own cluster is made.
+    # The second file exists before the stack's own cluster is made.
     ours = (etc / "conf.d/larder.conf", ROOT / "etc/postgresql-common/createcluster.d/larder.conf")
     if not etc.exists() or any(path.exists() for path in ours):
         return
@@ -325,7 +325,7 @@ def home(user: str, path: str, ours: Sequence[str]) -> Iterator[str]:
 
 
 def authorities(trusted: Sequence[str]) -> Iterator[str]:
-    """The certificates on the host are of authorities that the vault knows: the host is of this stack."""
+    """The host belongs to this stack: the vault knows the CAs of the certificates on the host."""
     ours = {body for text in trusted for body in certificates(text)}
     found: dict[str, set[str]] = {}
     for path in sorted((ROOT / "etc/larder/tls").glob("*/current/ca.crt")):
@@ -333,7 +333,7 @@ def authorities(trusted: Sequence[str]) -> Iterator[str]:
     theirs = [service for service, held in found.items() if held and not held & ours]
     if theirs:
         yield (
-            f"it belongs to another Larder: what it trusts for {listed(theirs)} is no authority of this vault. "
+            f"it belongs to another Larder: what it trusts for {listed(theirs)} is no CA of this vault. "
             "Take the host from the inventory, or the vault of its stack"
         )
 
@@ -349,7 +349,7 @@ def passes(rule: Any, port: int) -> bool:
 
 
 def firewall(run: Run, ports: Sequence[int], ours: str) -> Iterator[str]:
-    """A chain that drops what it does not name is asked for the ports: what it drops, no other table can let in."""
+    """Chains that drop by default name the stack's ports: what one of them drops, no other table can let in."""
     code, text = run(["nft", "--json", "list", "ruleset"])
     if (ROOT / ours.lstrip("/")).exists() or code != 0:
         return
