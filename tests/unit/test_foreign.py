@@ -68,7 +68,7 @@ def cluster(root: Path, hba: str = DEBIAN_HBA, *, runs: bool = True) -> Path:
 POSTGRESQL = {"cluster": "17/main", "database": "feast"}
 
 
-def test_an_unused_cluster_is_nobodys(root: Path) -> None:
+def test_an_unused_cluster_is_not_reported(root: Path) -> None:
     cluster(root)
     assert sentences(0, "", postgresql=POSTGRESQL) == []
     assert sentences(0, "feast\n", postgresql=POSTGRESQL) == []
@@ -113,7 +113,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def test_a_redis_as_debian_brought_it_is_nobodys(root: Path) -> None:
+def test_an_unused_redis_is_not_reported(root: Path) -> None:
     path = write(root / "etc/redis/redis.conf", f"port {free_port()}\ndir {root}\n")
     digest = foreign.hashlib.md5(path.read_bytes()).hexdigest()
     assert sentences(0, f"\n {path} {digest}\n", redis=REDIS) == []

@@ -123,7 +123,7 @@ def playbook(pytestconfig: pytest.Config, name: str, *options: str) -> subproces
 
 
 @pytest.mark.parametrize("purpose", ["train", "serve"])
-def test_a_client_outside_gets_all_that_it_needs(
+def test_a_client_outside_the_inventory_logs_in_with_its_written_configuration(
     inventory: Any, host: Host, pytestconfig: pytest.Config, tmp_path: Path, purpose: str
 ) -> None:
     """What client_config.yml writes is carried to a host, and logs in from there."""
@@ -165,7 +165,7 @@ def test_a_secret_that_a_store_does_not_know_changes_nothing(
         assert host.check_output(state) == before
 
 
-def test_what_began_with_former_secrets_is_waited_for(host: Host, pytestconfig: pytest.Config) -> None:
+def test_a_run_waits_for_units_with_former_secrets(host: Host, pytestconfig: pytest.Config) -> None:
     host.check_output(
         "systemd-run --unit=began-before --uid=feast"
         " -p LoadCredentialEncrypted=pipeline_url:/etc/credstore.encrypted/pipeline_url sleep 600"

@@ -136,7 +136,7 @@ def test_a_password_that_a_store_does_not_know_stops_before_anything_changed(
 
 
 @pytest.mark.parametrize("purpose", ["serve", "push"])
-def test_a_login_that_may_too_much_does_not_pass(server: Any, purpose: str) -> None:
+def test_a_login_with_too_many_rights_is_refused(server: Any, purpose: str) -> None:
     """The password is good, and the purpose's own; the rights are those of another purpose's role."""
     grant = f"GRANT CREATE ON SCHEMA feast_registry TO feast_{purpose}"
     server.host.check_output(f'runuser -u postgres -- psql -d feast -c "{grant}"')

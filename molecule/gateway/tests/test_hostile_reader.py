@@ -79,7 +79,7 @@ def states(hosts: dict[str, Host]) -> dict[str, tuple[str, ...]]:
     return stats(hosts, "status", "check_status")
 
 
-def test_a_hostile_reader_takes_nothing_from_the_others(
+def test_other_clients_are_served_beside_a_hostile_reader(
     hosts: dict[str, Host], gateway: Any, inventory: Any, memory: Callable[[str], tuple[int, int]]
 ) -> None:
     server = hosts["server1"]

@@ -60,7 +60,7 @@ def test_no_store_and_no_gateway_was_restarted(starts: Starts, at_first: dict[st
     assert {unit: start for unit, start in starts().items() if unit.startswith("store1")} == at_first
 
 
-def test_killed_on_the_way_it_is_finished_by_the_next_run(operator: Operator, stores: Stores, load: Load) -> None:
+def test_a_killed_rotation_is_finished_by_the_next_run(operator: Operator, stores: Stores, load: Load) -> None:
     load.phase("killed")
     before = operator.renew()
     for step in STEPS if SOAK else STEPS[4:5]:
@@ -76,7 +76,7 @@ def test_killed_on_the_way_it_is_finished_by_the_next_run(operator: Operator, st
 
 @soak
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_one_step_it_is_finished_by_the_next_run(
+def test_a_rotation_killed_at_any_step_is_finished_by_the_next_run(
     operator: Operator, stores: Stores, load: Load, step: str
 ) -> None:
     before = operator.renew()
@@ -87,7 +87,7 @@ def test_killed_at_one_step_it_is_finished_by_the_next_run(
     assert all(stores.logins(operator.secrets()).values())
 
 
-def test_the_old_vault_leads_back(operator: Operator, stores: Stores, load: Load) -> None:
+def test_putting_the_old_vault_back_undoes_a_rotation(operator: Operator, stores: Stores, load: Load) -> None:
     load.phase("back")
     before = operator.renew()
     abandoned = operator.secrets()
@@ -132,7 +132,7 @@ def test_a_certificate_that_will_end_is_renewed(operator: Operator, load: Load) 
 
 @soak
 @pytest.mark.parametrize("step", ["trusted", "signs", "alone"])
-def test_another_authority_in_three_steps(operator: Operator, load: Load, step: str) -> None:
+def test_the_ca_changes_in_three_steps(operator: Operator, load: Load, step: str) -> None:
     load.phase("authority")
     finished(operator.play("ansible/new_secrets.yml", "-e", "secrets=certificate_authorities"))
     load.trust(operator.inventory / "ca.crt")
@@ -155,7 +155,7 @@ def test_the_slow_reads_of_a_rotation_are_hardly_slower(load: Load) -> None:
 
 
 @soak
-def test_a_leaked_secret_dies_at_once_whoever_needs_it(operator: Operator, stores: Stores) -> None:
+def test_a_leaked_secret_is_revoked_at_once(operator: Operator, stores: Stores) -> None:
     leaked = operator.renew()
     run = operator.rotate("--limit", "!server2", "-e", "revoke_now=true")
     finished(run)
