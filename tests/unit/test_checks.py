@@ -1,4 +1,4 @@
-"""Health checks are answered beside the event loop."""
+"""Health checks are answered by a thread beside the event loop."""
 
 import asyncio
 import json

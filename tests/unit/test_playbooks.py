@@ -1,4 +1,4 @@
-"""What tests read of Ansible is the same whoever runs them; and Ansible starts for whoever calls it."""
+"""Ansible's output in tests does not depend on the caller, and Ansible starts in any locale."""
 
 from __future__ import annotations
 

@@ -333,8 +333,8 @@ def authorities(trusted: Sequence[str]) -> Iterator[str]:
     theirs = [service for service, held in found.items() if held and not held & ours]
     if theirs:
         yield (
-            f"it belongs to another Larder: what it trusts for {listed(theirs)} is no CA of this vault. "
-            "Take the host from the inventory, or the vault of its stack"
+            f"it belongs to another Larder: the CA that it trusts for {listed(theirs)} is not in this vault. "
+            "Remove the host from the inventory, use the vault of its own stack"
         )
 
 
@@ -366,24 +366,24 @@ def firewall(run: Run, ports: Sequence[int], ours: str) -> Iterator[str]:
         missing = [str(port) for port in map(int, ports) if not passes(table, port)]
         if missing:
             name = f"{chain['family']} {chain['table']} {chain['name']}"
-            yield f"its firewall ({name}) drops what it does not name, and does not name the ports {', '.join(missing)}"
+            yield f"its firewall ({name}) drops by default and has no rule for the ports {', '.join(missing)}"
 
 
 def sentences(parameters: Mapping[str, Any], run: Run) -> Iterator[str]:
     variable = parameters["variable"]
-    kept = f"; use another host, or give it up with {variable}: true" if variable else ""
+    kept = f"; use another host, or let Larder take it over with {variable}: true" if variable else ""
     for look in (postgresql, redis, haproxy):
         if (arguments := parameters[look.__name__]) and not parameters["given_up"]:
             for sentence in look(run, **arguments):
                 yield sentence + kept
     if parameters["firewall"] and not parameters["given_up"]:
         for sentence in firewall(run, **parameters["firewall"]):
-            yield f"{sentence}: let them in, and where that takes no such name say so with {variable}: true"
+            yield f"{sentence}: add rules that let them in or, if other rules do so already, set {variable}: true"
     if parameters["home"]:
         yield from home(**parameters["home"])
     if parameters["authorities"] and not parameters["given_up"]:
         for sentence in authorities(parameters["authorities"]):
-            yield f"{sentence}, or give its stack up with {variable}: true"
+            yield f"{sentence}, or let this stack take it over with {variable}: true"
     yield from port_sentences(parameters["ports"], parameters["unit"])
 
 

@@ -15,12 +15,12 @@ from clients import Gateway, History, Row, Served, Trainer
 
 SYMBOLS = ["EURUSD", "GOOG.US", "NASDAQ", "SP500"]
 OFFLINE_TTL = timedelta(days=730)
-# All that one bar alone can say.
+# The features that one bar alone gives.
 OF_THE_FIRST_BAR = {
     *oracle.VIEWS["ohlcv_features"],
     *("obv", "price_range", "body_size", "upper_shadow", "lower_shadow", "is_green_candle"),
 }
-# Value and event time of what is not there. Its status says PRESENT: Feast's Redis store cannot tell (0.67).
+# Value and event time of a missing row. Its status is PRESENT: Feast's Redis store cannot tell (0.67).
 NOTHING = (None, datetime.fromtimestamp(0, UTC))
 PUSHED = ["GOOG.US", "PUSHED.ONLY"]
 # Prints the status of a POST that is refused.
@@ -52,7 +52,7 @@ def differences(expected: Row, actual: Row) -> Row:
 
 
 def instants(bars: oracle.Bars) -> list[datetime]:
-    """Bars where values begin, bars from all of the history, and moments between, before and after bars."""
+    """Bars where values begin, bars from all of the history, and instants between, before and after bars."""
     dates = bars.dates
     chosen = {*dates[:40], *dates[47:52], *dates[197:202], *dates[200::97], dates[-1]}
     between = [dates[150] + timedelta(hours=13), dates[-1] + OFFLINE_TTL]
@@ -171,7 +171,7 @@ def test_training_and_serving_agree_to_the_last_bit(symbol, served, history, bar
     ],
 )
 def test_python_runs_with_the_optimization_of_its_bytecode(host_named, host, asks):
-    # Otherwise an import takes four times as long, and Feast checks types at each call.
+    # Without -O, an import takes four times as long, and Feast checks types at each call.
     host = host_named(host)
     with host.sudo():
         assert "PYTHONOPTIMIZE=1" in host.check_output(asks)

@@ -1,4 +1,4 @@
-"""What a day of operations brings, through site.yml alone. The tests build on one another, in this order."""
+"""A day of operations, through site.yml alone. The tests build on one another, in this order."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_wrong_vault_password_ends_before_any_host_is_touched(site: Any, invento
     def logins() -> int:
         return int(cache1.check_output("journalctl -u ssh -o cat --no-pager | grep -c Accepted"))
 
-    own = -logins() + logins()  # each question is a login too
+    own = -logins() + logins()  # each query is a login, too
     before = logins()
     run = site(env=playbooks.environment(ANSIBLE_VAULT_PASSWORD_FILE=str(wrong)))
     assert run.code != 0

@@ -45,7 +45,7 @@ def test_environment_belongs_to_root(host: Host) -> None:
 
 
 def test_services_find_their_bytecode(host: Host) -> None:
-    # Without it an import takes four times as long. Units and commands run with PYTHONOPTIMIZE=1, as -O does.
+    # Without bytecode an import takes four times as long. Units and commands run with PYTHONOPTIMIZE=1, as -O does.
     script = (
         "import feast.feature_server, sys, os;"
         "cached = [getattr(module, '__cached__', None) or '' for module in sys.modules.values()];"
@@ -126,7 +126,7 @@ def playbook(pytestconfig: pytest.Config, name: str, *options: str) -> subproces
 def test_a_client_outside_the_inventory_logs_in_with_its_written_configuration(
     inventory: Any, host: Host, pytestconfig: pytest.Config, tmp_path: Path, purpose: str
 ) -> None:
-    """What client_config.yml writes is carried to a host, and logs in from there."""
+    """The files of client_config.yml are copied to a host, and log in from there."""
     config = tmp_path / "feature_store.yaml"
     variables = f"--extra-vars={json.dumps({'client_path': str(config), 'client_purpose': purpose})}"
     written = playbook(pytestconfig, "ansible/client_config.yml", variables)
@@ -184,7 +184,7 @@ def test_a_run_waits_for_units_with_former_secrets(host: Host, pytestconfig: pyt
 
 def test_status_is_machine_readable(host: Host) -> None:
     result = host.run("larder status --json")
-    assert result.rc == 5  # nothing was materialized yet, and it says so
+    assert result.rc == 5  # nothing was materialized yet, so the status is not healthy
     status = json.loads(result.stdout)
     assert {view["name"] for view in status["views"]} >= {"ohlcv_features", "market_features"}
     assert any("Never materialized" in problem for problem in status["problems"])

@@ -157,7 +157,7 @@ def test_a_restart_returns_when_the_instance_serves(server):
 
 
 def test_an_instance_that_stops_serves_until_the_gateway_knows(server):
-    """This host is the inventory's gateway: what asks from here asks as the gateway."""
+    """This host is the inventory's gateway, so its requests count as the gateway's."""
     server.host.check_output("systemctl --no-block restart feature-server@2")
     time.sleep(1)
     assert server.read(6567, "ANY").status == 200, "it serves while it drains"
@@ -190,7 +190,7 @@ def test_a_killed_instance_comes_back(server):
 
 @pytest.mark.parametrize("signal", ["STOP", "KILL"])
 def test_without_redis_the_answer_is_a_quick_503(server, signal):
-    """Hanging (STOP) or gone (KILL, and not back for some seconds)."""
+    """Redis hangs (STOP), or is gone (KILL, and not back for some seconds)."""
     redis = server.host
     if signal == "STOP":
         redis.check_output("systemctl kill --signal=STOP redis-server")
@@ -213,7 +213,7 @@ def test_without_postgresql_reads_go_on_and_then_new_views_are_seen(server):
     postgresql = server.host
     postgresql.check_output("systemctl stop postgresql@17-main")
     try:
-        # Longer than the registry's copy is trusted.
+        # Longer than an instance trusts its copy of the registry.
         time.sleep(12)
         assert server.read(6566, "ANY").status == 200
         assert server.ask(6566, "/ready").status == 200

@@ -1,4 +1,4 @@
-"""What the gateway promises its clients, and those who are not."""
+"""What the gateway promises to its clients, and what it refuses to everybody else."""
 
 import http.client
 import re
@@ -313,7 +313,7 @@ def test_without_redis_the_answer_is_a_quick_503_until_redis_is_back(hosts, gate
         answer = gateway.read("ANY", gateway.reader)
         assert time.monotonic() - started < 10
         assert (answer.status, answer.json) == (503, {"detail": "a store is not available"})
-        # Then the health checks have noticed.
+        # After this answer the health checks have noticed.
         assert gateway.read_until("no feature server is available", 30).status == 503
     finally:
         redis.check_output("systemctl start redis-server")

@@ -73,19 +73,19 @@ LASTING = [entry for entry in ALLOWED if "short-lived" not in entry.place]
 
 @pytest.mark.parametrize("entry", LASTING, ids=lambda entry: f"{entry.place} {entry.path}".strip())
 def test_every_allowed_place_holds_a_secret(evidence: Any, entry: Allowed) -> None:
-    """An exception that nothing needs is one too many; and the scan sees real secrets, not only planted ones."""
+    """Every exception is needed, and the scan sees real secrets, not only planted ones."""
     assert any(entry.covers(hit.place, hit.path, hit.owner, hit.mode, hit.secret.kind) for hit in evidence.hits)
 
 
 def test_no_service_dumps_core(evidence: Any) -> None:
     assert evidence.cores == []
-    # Where this machine's kernel writes them is not where every kernel does.
+    # Kernels differ in where they write core files.
     limits = evidence.stack.on_host(f"systemctl show --property=Id,LimitCORE,LimitCORESoft {' '.join(UNITS)}")
     assert limits.count("LimitCORE=0\n") == limits.count("LimitCORESoft=0\n") == len(UNITS), limits
 
 
 def test_secrets_are_shown_when_secure_logging_is_off(evidence: Any) -> None:
-    """So what hides them is no_log, and the scan of a run's output sees what it hides."""
+    """no_log hides the secrets, and without it the scan of a run's output finds them."""
     stack = evidence.stack
     secrets = [secret for secret in stack.secrets.values() if secret.kind in {"password", "hash", "verifier"}]
     off = "--extra-vars=larder_secure_logging=false"

@@ -80,7 +80,7 @@ def test_run_past_its_deadline_is_ended_and_the_next_one_recovers(host: Host) ->
         assert host.run(f"systemctl start {UNIT}").rc != 0
         assert "timeout" in host.check_output(f"systemctl show {UNIT} -p Result")
     finally:
-        # Neither psql nor the run says good-bye: the server notices by itself.
+        # Neither psql nor the run closes its connection: the server notices by itself.
         host.check_output(f"rm -r {drop_in}; systemctl daemon-reload; systemctl kill --signal=KILL lock")
     sessions = (
         "SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'feast_pipeline%' OR query LIKE '%pg_sleep%600%'"

@@ -115,7 +115,7 @@ def test_a_password_opens_no_other_user(ask, login, passwords):
 
 
 def test_a_client_of_the_stack_gets_an_answer(greet):
-    """Else the refusals below would prove nothing."""
+    """Without this test, the refusals below would prove nothing."""
     assert greet() == greet("stranger") == "-NOAUTH Authentication required."
 
 
@@ -281,7 +281,7 @@ def test_a_local_user_reads_no_hash_and_opens_no_socket(host):
 
 
 def test_no_password_is_stored_in_clear_text(inventory, passwords):
-    """The scan proves itself: it is also given a word that is in each of the places."""
+    """The scan is also given a word that is in each of the places, to prove that it finds words there."""
     scan = """sudo bash -c '
         umask 077; mkdir /run/scan; trap "rm -r /run/scan" EXIT
         credential=/etc/credstore.encrypted/redis.maintenance

@@ -150,7 +150,7 @@ def test_another_run_changes_nothing(rotate, second):
 
 
 def test_putting_the_old_vault_back_undoes_a_rotation(rotate, opens, hold, alive, login, second):
-    """Nobody who works with the old passwords notices anything."""
+    """No session with an old password ends."""
     third = fresh(second, "third")
     release = hold("back", {purpose: (login(purpose, second), second[purpose]) for purpose in second})
     done(rotate(third, "secrets"))

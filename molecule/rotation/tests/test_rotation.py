@@ -1,4 +1,4 @@
-"""Secrets rotate and nobody notices: the tests build on one another, in this order, under one load."""
+"""Secrets rotate without a failed request: the tests build on one another, in this order, under one load."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from conftest import Load, Operator, Run, Stores
 
 Starts = Callable[[], dict[str, str]]
-# `./larder test soak` has the time for all of it.
+# `./larder test soak` runs all of these tests.
 SOAK = "LARDER_SOAK" in os.environ
 soak = pytest.mark.skipif(not SOAK, reason="part of ./larder test soak")
 
 ROTATIONS = 3 if SOAK else 1
-# The plays of a rotation, in their order: what a run is killed at.
+# The plays of a rotation, in their order; a run is killed where one of them begins.
 STEPS = [
     "TASK [Gather facts from every host]",
     "PLAY [Add the vault's secrets to the offline store",
@@ -107,7 +107,7 @@ def test_nothing_is_revoked_while_a_consumer_is_left_out(operator: Operator, sto
     assert "Nothing was revoked: server2 did not end this run on the vault's secrets" in run.sentence
     assert all(stores.logins(before).values())
     load.steady(seconds=2)
-    # All at once it is done, although the first consumer had changed in another run.
+    # The whole rotation succeeds, although the first consumer had changed in another run.
     finished(operator.rotate())
     load.use(operator.secrets()["gateway_tokens"])
     assert not any(stores.logins(before).values())
@@ -125,7 +125,7 @@ def test_two_tokens_of_a_role_are_valid_and_no_older_one(
 def test_a_certificate_that_will_end_is_renewed(operator: Operator, load: Load) -> None:
     load.phase("renewal")
     before = load.certificate()
-    # Each is younger than that.
+    # Each certificate has fewer days left than that.
     finished(operator.rotate("-e", "certificate_renew_days=500"))
     assert load.certificate() != before
 

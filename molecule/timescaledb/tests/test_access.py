@@ -134,7 +134,7 @@ def test_load_upserts_bars_through_a_temporary_table(query):
 
 
 def test_a_copy_into_a_hypertable_does_not_crash_the_server(store, superuser):
-    """With pgaudit it does: timescale/timescaledb#7667."""
+    """With pgaudit, the COPY crashes the server: timescale/timescaledb#7667."""
     columns = "symbol, event_timestamp, open, high, low, close, adjusted_close, volume"
     bars = f"COPY market_data.ohlcv_daily ({columns}) FROM STDIN (FORMAT csv);\nCOPIED,2020-01-02,1,2,1,2,2,10\n\\.\n"
     store.check_output("printf %%s %s | sudo -u postgres psql --set=ON_ERROR_STOP=1 feast", bars)
@@ -199,7 +199,7 @@ def test_the_log_tells_who_did_what_from_where(store, query, passwords, login, c
     user, client = login("registry", passwords["registry"]), client_address
     query("registry", "SELECT 1", user=user, password="a guess that is wrong")
     query("registry", "CREATE TABLE feast_registry.audited (); DROP TABLE feast_registry.audited")
-    # Not as an argument: sudo tells the journal what it runs.
+    # The password is no argument: sudo logs its commands in the journal.
     typed = "CREATE ROLE audited PASSWORD 'typed in by somebody'; DROP ROLE audited"
     for database in ("postgres", "feast"):
         store.check_output(f"echo %s | sudo -u postgres psql {database}", typed)

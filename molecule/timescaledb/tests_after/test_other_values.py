@@ -1,4 +1,4 @@
-"""The second day: what a run with other values changes, and what it refuses."""
+"""A run with other values: what it changes, and what it refuses."""
 
 from __future__ import annotations
 

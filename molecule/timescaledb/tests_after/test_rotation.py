@@ -12,7 +12,7 @@ import pytest
 
 OLD, NEW = "пароль ½ ﬁ 🔑 with a soft\u00adhyphen", "another password"
 READY = {"larder_ready_groups": ["pipeline", "feature_server"]}
-# A login that is no more belongs to no purpose, so no line of pg_hba.conf is for it.
+# A login that was dropped belongs to no purpose, so no line of pg_hba.conf allows it.
 REFUSED = ("password authentication failed", "no pg_hba.conf entry")
 
 
@@ -97,7 +97,7 @@ def test_the_old_password_is_refused_once_nobody_uses_it(run, query, login, supe
 
 
 def test_a_second_rotation_run_changes_nothing(run):
-    # No consumer has said anything: nobody is asked when there is nothing to retire.
+    # No consumer has recorded that it is ready: the role asks only when there is a login to retire.
     result = run("secrets", "retire")
     assert result.returncode == 0, result.stdout
     assert playbooks.changed(result.stdout)["store1"] == 0
