@@ -100,3 +100,12 @@ def test_no_two_handlers_share_a_name(names: dict[str, list[str]]) -> None:
 )
 def test_a_riddle_is_a_fault(name: str) -> None:
     assert fault(name)
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    sources = [path for folder in ("molecule", "tests") for path in ROOT.glob(f"{folder}/**/test_*.py")]
+    tests = {name for path in sources for name in re.findall(r"\bdef (test_\w+)", path.read_text())}
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")]
+    named_tests = {name for path in pages for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    assert len(named_tests) > 50
+    assert named_tests - tests == set()
