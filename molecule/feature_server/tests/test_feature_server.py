@@ -40,7 +40,7 @@ OWN = "-CAfile {own}/ca.crt -cert {own}/tls.crt -key {own}/tls.key"
         ("-CAfile {own}/ca.crt -cert /root/foreign.crt -key /root/foreign.key", False),
         (f"{OWN} -tls1_2", False),
     ],
-    ids=["own certificate", "no certificate", "certificate of a foreign authority", "TLS 1.2"],
+    ids=["own certificate", "no certificate", "certificate of a foreign CA", "TLS 1.2"],
 )
 def test_only_a_client_that_the_stack_knows_is_answered(server, unit, options, answers):
     server.host.check_output(

@@ -67,7 +67,7 @@ def impostor(hosts, certificate: str, tls: str = "TLSv1_3") -> Iterator[Callable
         ("gateway1", "cat /etc/larder/tls/gateway/current/tls.*", "TLSv1_3", "L6RSP"),
         ("server1", SELF_SIGNED, "TLSv1_3", "L6RSP"),
     ],
-    ids=["its own name", "older TLS", "another host's name", "no authority"],
+    ids=["its own name", "older TLS", "another host's name", "no CA"],
 )
 def test_an_instance_is_trusted_only_by_its_name_the_stacks_ca_and_tls_1_3(hosts, host, certificate, tls, status):
     with impostor(hosts, hosts[host].check_output(certificate), tls) as noted:
