@@ -58,7 +58,7 @@ def test_a_bar_may_have_no_volume_but_has_its_prices():
     assert nullable == ["volume"]
 
 
-def test_there_is_nothing_else(objects):
+def test_the_repository_has_no_other_objects(objects):
     assert set(objects[FeatureView]) == {*VIEWS, "market_features"}
     assert set(objects[OnDemandFeatureView]) == {"price_change"}
     assert [f.name for f in objects[FeatureService]["trading_signals"].feature_view_projections[0].features] == [

@@ -128,7 +128,7 @@ def test_a_file_that_is_not_there_is_told_from_one_in_a_folder_that_may_not_be_e
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
-def test_who_may_not_look_is_told_so(tmp_path):
+def test_a_missing_permission_is_reported(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(0o000)
     result = larder("inspect", closed / "x.csv")

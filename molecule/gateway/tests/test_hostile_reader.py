@@ -1,4 +1,4 @@
-"""A hostile reader with a valid token sends the worst that is allowed, and the other clients notice little of it."""
+"""A hostile reader with a valid token sends the worst that is allowed, and the other clients are served."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def memory(hosts: dict[str, Host]) -> Iterator[Callable[[str], tuple[int, int]]]
                 f"mkdir {MEMORY}/{unit} && echo {most} > {MEMORY}/{unit}/{limit}"
                 f" && echo {main} > {MEMORY}/{unit}/cgroup.procs"
             )
-            # What a process uses already stays where it was: a new worker begins in the group.
+            # Memory in use stays in its former group, so a new worker begins in this one.
             [before] = workers(server, unit)
             server.check_output(f"kill {before}")
             end = time.monotonic() + 120
@@ -79,7 +79,7 @@ def states(hosts: dict[str, Host]) -> dict[str, tuple[str, ...]]:
     return stats(hosts, "status", "check_status")
 
 
-def test_a_hostile_reader_takes_nothing_from_the_others(
+def test_other_clients_are_served_beside_a_hostile_reader(
     hosts: dict[str, Host], gateway: Any, inventory: Any, memory: Callable[[str], tuple[int, int]]
 ) -> None:
     server = hosts["server1"]
@@ -93,7 +93,7 @@ def test_a_hostile_reader_takes_nothing_from_the_others(
     found = json.loads(inventory.run("client1", command, BENCH.read_text()))
     hosts["client1"].check_output("rm /tmp/hostile*")
     assert [run["failures"] for run in found["kinds"].values()] == [[]] * len(found["kinds"])
-    # How quick it is the benchmark measures; here are the machine's other scenarios, too.
+    # The benchmark measures the speed; here other scenarios of the machine run at the same time.
     most = 10 * max(20, found["alone"]["p99"], found["after"]["p99"])
     assert {kind: run["p99"] for kind, run in found["kinds"].items() if run["p99"] > most} == {}, found
     for kind in ("values", "rows", "demand"):
