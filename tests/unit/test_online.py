@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from starlette.responses import JSONResponse
 
-from larder import online, serve
+from larder.serving import application, online
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 SYMBOLS = ["A", "B", "C.US", "BTC/USD", "ÄÖ €", 'q"uo\\te', "", "only-prices", "only-types"]
@@ -164,10 +164,10 @@ class Server:
 
     def __init__(self, runner, directory):
         self.runner, self.directory = runner, directory
-        self.larder = serve.create_app()
+        self.larder = application.create_app()
         self.lifespan = self.larder.router.lifespan_context(self.larder)
         runner.run(self.lifespan.__aenter__())
-        self.stock = serve.build(self.larder.store)
+        self.stock = application.build(self.larder.store)
         self.feast_serve = get_app(FeatureStore(fs_yaml_file=directory / "feature_store.yaml"))
 
     def close(self):

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from larder.turns import Turns
+from larder.serving.turns import Turns
 
 
 def test_a_client_with_one_request_waits_for_none_that_came_after_its_turn():

@@ -42,7 +42,7 @@ from feast.type_map import python_values_to_proto_values
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from larder.failures import is_json, sentence, shown, wrong_content_type
+from larder.serving.failures import is_json, sentence, shown, wrong_content_type
 
 # What a push with `to` writes, and what Feast's permissions call it.
 TARGETS = {

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import talib
 from numpy.lib.stride_tricks import sliding_window_view
 
-from larder.definitions import ADJUSTED, AS_LOADED
+from larder.features.definitions import ADJUSTED, AS_LOADED
 
 Array = npt.NDArray[np.float64]
 

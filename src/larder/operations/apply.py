@@ -11,10 +11,12 @@ from pathlib import Path
 
 import psycopg
 
-from larder import db, definitions, feast_store, registry
-from larder.credentials import Credentials
 from larder.errors import BusyError, ConfigError, LarderError
+from larder.features import definitions
 from larder.log import event, logger
+from larder.operations import feast_store, registry
+from larder.operations.credentials import Credentials
+from larder.postgres import session
 
 # In the registry's own schema, so that it is backed up and restored with what it speaks of.
 TABLE = """
@@ -57,7 +59,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
         raise ConfigError(f"There is no feature repository at {repo}.")
     project = credentials.feature_store_config()["project"]
     wanted = fingerprint(repo)
-    with db.connect(credentials.registry_url, "apply") as connection:
+    with session.connect(credentials.registry_url, "apply") as connection:
         connection.execute("SET lock_timeout = '120s'")
         try:  # two applies at once lose objects
             connection.execute("SELECT pg_advisory_lock(hashtextextended('larder apply', 0))")
@@ -83,7 +85,7 @@ def lacking(connection: psycopg.Connection, project: str) -> list[str]:
     """What was applied and is no longer in the registry: `feature_views volume_indicators`."""
     try:
         rows = connection.execute("SELECT objects FROM larder_apply WHERE project = %s", [project]).fetchall()
-    except db.MISSING:  # nothing was applied, or by a version that did not remember this
+    except session.MISSING:  # nothing was applied, or by a version that did not remember this
         return []
     applied = (rows[0][0] if rows else None) or []
     return sorted({*applied} - {*registry.objects(connection, project)})
@@ -93,7 +95,7 @@ def lacking_features(connection: psycopg.Connection, project: str, present: Coll
     """Features that were applied and are not among those present: `volume_indicators:obv`."""
     try:
         rows = connection.execute("SELECT features FROM larder_apply WHERE project = %s", [project]).fetchall()
-    except db.MISSING:
+    except session.MISSING:
         return []
     applied = (rows[0][0] if rows else None) or []
     return sorted({*applied} - {*present})
@@ -101,10 +103,10 @@ def lacking_features(connection: psycopg.Connection, project: str, present: Coll
 
 def due(credentials: Credentials) -> bool:
     """Whether the repository, or a feature's definition, changed since the last successful run of the pipeline."""
-    with db.connect(credentials.pipeline_url, "due") as connection:
+    with session.connect(credentials.pipeline_url, "due") as connection:
         if definitions.changed(connection):
             return True
-    with db.connect(credentials.registry_url, "due") as connection:
+    with session.connect(credentials.registry_url, "due") as connection:
         if connection.execute("SELECT to_regclass('larder_apply')").fetchall()[0][0] is None:
             return False
         rows = connection.execute(
@@ -116,7 +118,7 @@ def due(credentials: Credentials) -> bool:
 
 def note_run(credentials: Credentials, began: datetime) -> None:
     """Note that a run of the pipeline that began then has succeeded."""
-    with db.connect(credentials.registry_url, "run") as connection:
+    with session.connect(credentials.registry_url, "run") as connection:
         connection.execute(TABLE)
         project = credentials.feature_store_config()["project"]
         connection.execute("UPDATE larder_apply SET run_at = %s WHERE project = %s", [began, project])

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
+import yaml
+
+from larder.bars import catalogue
+from larder.bars.model import FIELDS, Options
 from larder.errors import ConfigError
 
-if TYPE_CHECKING:
-    from larder.bars import Options
-
 PATH = Path("/etc/larder/files.yml")
-FIELDS = ("date", "time", "open", "high", "low", "close", "adjusted_close", "volume", "symbol")
 
 
 def show(value: object) -> str:
@@ -123,10 +123,8 @@ class Files:
     max_rejected: float = 0.05
     first_bar_date: date = date(1900, 1, 1)
 
-    def options(self, given: Mapping[str, Any]) -> "Options":
+    def options(self, given: Mapping[str, Any]) -> Options:
         """With what was given with the command. Raises ConfigError for a format that does not exist."""
-        from larder.bars import Options, catalogue
-
         if "format" in given:
             catalogue.load(self.formats).named(given["format"])
         return Options(
@@ -151,8 +149,6 @@ def judge(values: Mapping[str, Any]) -> Files:
 
 
 def _formats(value: Any) -> Sequence[Mapping[str, Any]]:
-    from larder.bars import catalogue
-
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ConfigError(f"pipeline_formats is {show(value)} and must be a list of formats.")
     try:
@@ -186,8 +182,6 @@ def _day(value: Any) -> date:
 
 def read(path: Path | None = None) -> Files:
     """files.yml as the role pipeline writes it; without one, the defaults. Another path must be there."""
-    import yaml
-
     try:
         values = yaml.safe_load((path or PATH).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from larder import db
-from larder.credentials import Credentials
+from larder.operations.credentials import Credentials
+from larder.postgres import session
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS larder_run (
@@ -44,20 +44,20 @@ class Run:
 
 def begin(credentials: Credentials) -> None:
     """Note that a run begins: one that is killed leaves this note as it is."""
-    with db.connect(credentials.registry_url, "run") as connection:
+    with session.connect(credentials.registry_url, "run") as connection:
         connection.execute(TABLE)
         connection.execute(BEGIN, [credentials.feature_store_config()["project"]])
 
 
 def end(credentials: Credentials, failure: str | None = None) -> None:
     """Note that it ended, and why it failed if it did."""
-    with db.connect(credentials.registry_url, "run") as connection:
+    with session.connect(credentials.registry_url, "run") as connection:
         connection.execute(END, [failure, credentials.feature_store_config()["project"]])
 
 
 def last(credentials: Credentials, *, under_way: bool) -> Run | None:
     """The last run; None where there was none. `under_way`: whether one holds the lock."""
-    with db.connect(credentials.registry_url, "status") as connection:
+    with session.connect(credentials.registry_url, "status") as connection:
         if connection.execute("SELECT to_regclass('larder_run')").fetchall()[0][0] is None:
             return None
         row = connection.execute(LAST, [credentials.feature_store_config()["project"]]).fetchone()

@@ -1,4 +1,4 @@
-"""How gunicorn runs one instance of the feature server (`gunicorn --config python:larder.gunicorn`).
+"""How gunicorn runs one instance of the feature server (`gunicorn --config python:larder.serving.gunicorn`).
 
 What differs from instance to instance comes from its unit's environment; there is no secret in it.
 """
@@ -69,8 +69,8 @@ class Worker(UvicornWorker):  # type: ignore[misc] # untyped
 
 
 # Without preload each worker builds its own store after the fork: two processes must not share one PostgreSQL socket.
-wsgi_app = "larder.serve:create_app()"
-worker_class = "larder.gunicorn.Worker"
+wsgi_app = "larder.serving.application:create_app()"
+worker_class = "larder.serving.gunicorn.Worker"
 preload_app = False
 workers = int(os.environ["LARDER_WORKERS"])
 # The first instance listens on this port, the others follow.
@@ -92,5 +92,5 @@ keepalive = 75
 graceful_timeout = 20
 worker_tmp_dir = os.environ["RUNTIME_DIRECTORY"]
 
-# gunicorn would tell systemd that it is ready before its workers are: larder.serve tells it.
+# gunicorn would tell systemd that it is ready before its workers are: larder.serving.application tells it.
 os.environ["LARDER_NOTIFY_SOCKET"] = os.environ.pop("NOTIFY_SOCKET", "")

@@ -15,13 +15,15 @@ import pyarrow as pa
 from psycopg import sql
 from tqdm import tqdm
 
-from larder import apart, bars, db
+from larder import bars
+from larder.bars.reader import Reader, check_file
+from larder.bars.settings import Files
 from larder.errors import RefusedFileError, reason
-from larder.files import Files
 from larder.log import event, logger, printable
+from larder.postgres import session, tables
 
 TABLE = "market_data.ohlcv_daily"
-COLUMNS = (*db.KEY, *bars.PRICES, "volume")
+COLUMNS = (*tables.KEY, *bars.PRICES, "volume")
 BARS_IN_MEMORY = 1 << 19  # of one file; where it has more, they wait in a temporary table
 
 STAGE = """
@@ -84,7 +86,7 @@ def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Map
     """
     total = Loaded()
     options = (files or Files()).options(given or {})
-    with db.connect(url, "load") as connection, apart.Reader() as reader:
+    with session.connect(url, "load") as connection, Reader() as reader:
         connection.execute(STAGE)
         # Each file is whole or not there, but need not wait for the disk: the last transaction does, for all of them.
         connection.execute("SET synchronous_commit = off")
@@ -92,7 +94,7 @@ def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Map
             try:
                 one = _load_file(connection, reader, path, options, once=once)
             except Exception as error:
-                if not (isinstance(error, RefusedFileError) or db.is_about_data(error)):
+                if not (isinstance(error, RefusedFileError) or session.is_about_data(error)):
                     raise
                 _refuse(connection, path, error, remember=once)
                 total.refused += 1
@@ -138,11 +140,11 @@ def _refuse(connection: psycopg.Connection, path: Path, error: Exception, *, rem
 
 
 def _load_file(
-    connection: psycopg.Connection, reader: apart.Reader, path: Path, options: bars.Options, *, once: bool
+    connection: psycopg.Connection, reader: Reader, path: Path, options: bars.Options, *, once: bool
 ) -> Loaded:
     """In one transaction: the bars, the rejects, the note for compute and the note of the file."""
     started = monotonic()
-    before = apart.check(path)
+    before = check_file(path)
     try:
         with path.open("rb") as file:
             identity = [str(path.resolve()), before.st_size, hashlib.file_digest(file, "sha256").hexdigest()]
@@ -163,21 +165,21 @@ def _load_file(
                 if result.bars > BARS_IN_MEMORY:
                     _stage(connection, held)
                 if batch.rejected.num_rows:
-                    db.copy_in(connection, "staged_rejects", batch.rejected)
+                    tables.copy_in(connection, "staged_rejects", batch.rejected)
                 progress.update(batch.good.num_rows + batch.rejected.num_rows)
         # Two loads of the same symbols would otherwise lock the same rows in different orders.
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('larder load', 0))")
         changed = _append(connection, held) if result.bars <= BARS_IN_MEMORY else []
         if sum(count for _, _, count in changed) < result.bars:
             _stage(connection, held)
-            merge = sql.SQL(MERGE).format(upsert=db.upsert(TABLE, "staged_bars", COLUMNS))
+            merge = sql.SQL(MERGE).format(upsert=tables.upsert(TABLE, "staged_bars", COLUMNS))
             changed += connection.execute(merge).fetchall()
         if result.rejected:
             connection.execute(REJECT, [path.name])
         if changed:
             connection.execute(NOTE, [[symbol for symbol, _, _ in changed], [since for _, since, _ in changed]])
         result.changed = sum(count for _, _, count in changed)
-        if _state(apart.check(path)) != _state(before):
+        if _state(check_file(path)) != _state(before):
             raise RefusedFileError(f"{path}: it changed while it was read: load it when it is complete.")
         connection.execute(REMEMBER, identity)
         connection.execute(ACCEPT, [_key(path)])
@@ -198,7 +200,7 @@ def _append(connection: psycopg.Connection, held: list[pa.Table]) -> list[tuple[
 
     Returns symbols, the first bar of each that was written, and how many.
     """
-    written, others = db.append(connection, TABLE, pa.concat_tables(held), COLUMNS)
+    written, others = tables.append(connection, TABLE, pa.concat_tables(held), COLUMNS)
     held[:] = [others]
     first = written.group_by("symbol").aggregate([("event_timestamp", "min"), ("event_timestamp", "count")])
     return list(zip(*(column.to_pylist() for column in first.select((0, 1, 2)).columns), strict=True))
@@ -206,5 +208,5 @@ def _append(connection: psycopg.Connection, held: list[pa.Table]) -> list[tuple[
 
 def _stage(connection: psycopg.Connection, held: list[pa.Table]) -> None:
     if held:
-        db.copy_in(connection, "staged_bars", pa.concat_tables(held))
+        tables.copy_in(connection, "staged_bars", pa.concat_tables(held))
         held.clear()

@@ -4,7 +4,7 @@ It needs Feast, psycopg and PostgreSQL, TimescaleDB if there are hypertables, an
 feature_store.yaml:
 
     offline_store:
-      type: larder.offline_store.TimescaleOfflineStore
+      type: larder.plugins.offline_store.TimescaleOfflineStore
       host: ...          # and all other keys as for `type: postgres`
 
 The user needs SELECT on the sources, and TEMPORARY on the database, which PostgreSQL grants to everybody.
@@ -137,7 +137,9 @@ Columns = list[tuple[str, int]]  # names and type codes
 class TimescaleOfflineStoreConfig(PostgreSQLOfflineStoreConfig):  # type: ignore[misc] # Feast is untyped
     """As `type: postgres`, with this class as the type."""
 
-    type: Literal["larder.offline_store.TimescaleOfflineStore"] = "larder.offline_store.TimescaleOfflineStore"
+    type: Literal["larder.plugins.offline_store.TimescaleOfflineStore"] = (
+        "larder.plugins.offline_store.TimescaleOfflineStore"
+    )
 
 
 class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Feast is untyped

@@ -1,8 +1,8 @@
 """What the gateways know of an instance: it stops, and the next one's turn comes, when all of them have noticed.
 
 An instance's workers share what they have answered in its runtime directory: a file per gateway and answer, with a byte
-for each time. `python -m larder.drain` is the unit's ExecStop: it announces that the instance drains, and returns when
-the gateways know, a second after the last was told (for what was on its way), or at the deadline.
+for each time. `python -m larder.serving.drain` is the unit's ExecStop: it announces that the instance drains, and
+returns when the gateways know, a second after the last was told (for what was on its way), or at the deadline.
 """
 
 import os

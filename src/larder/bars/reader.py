@@ -12,13 +12,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from larder.bars import Batch, Inspection, Options, inspect, read
 from larder.errors import ConfigError, RefusedFileError
 from larder.log import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from larder.bars import Batch, Inspection, Options
 
 
 class Reader:
@@ -36,17 +35,13 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def read(self, path: Path, options: "Options") -> "Iterator[Batch]":
+    def read(self, path: Path, options: Options) -> Iterator[Batch]:
         """bars.read, apart."""
-        from larder.bars import Batch
-
         for good, rejected in self._ask("read", path, options):
             yield Batch(_table(good), _table(rejected))
 
-    def inspect(self, path: Path, options: "Options") -> "Inspection":
+    def inspect(self, path: Path, options: Options) -> Inspection:
         """bars.inspect, apart."""
-        from larder.bars import Inspection
-
         try:
             inspection: Inspection
             (inspection,) = self._ask("inspect", path, options)
@@ -54,9 +49,9 @@ class Reader:
             return Inspection(file=str(path), refusal=error.message)
         return inspection
 
-    def _ask(self, what: str, path: Path, options: "Options") -> Iterator[Any]:
+    def _ask(self, what: str, path: Path, options: Options) -> Iterator[Any]:
         """What the process answers, until it says that this is all."""
-        check(path)
+        check_file(path)
         if self._asked:  # the last caller did not hear all of it
             self._end()
         pipe = self._start()
@@ -105,7 +100,7 @@ class Reader:
         return "reading it crashes" + (f" ({signal.Signals(-code).name})" if code and code < 0 else "")
 
 
-def check(path: Path) -> os.stat_result:
+def check_file(path: Path) -> os.stat_result:
     """That a path is a file which may be read, before anything opens it. Raises RefusedFileError."""
     try:
         str(path).encode()
@@ -154,15 +149,13 @@ def _serve(pipe: Connection) -> None:
             pipe.send(_answer(pipe, what, path, options))
 
 
-def _answer(pipe: Connection, what: str, path: Path, options: "Options") -> tuple[str, Any]:
-    from larder import bars
-
+def _answer(pipe: Connection, what: str, path: Path, options: Options) -> tuple[str, Any]:
     try:
-        told = bars.Inspection(str(path))
+        told = Inspection(str(path))
         if what == "inspect":
-            pipe.send(("more", bars.inspect(path, options)))
+            pipe.send(("more", inspect(path, options)))
         else:
-            for batch in bars.read(path, options, told):
+            for batch in read(path, options, told):
                 pipe.send(("more", (_bytes(batch.good), _bytes(batch.rejected))))
     except RefusedFileError as error:
         return "refused", error.message

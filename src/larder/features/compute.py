@@ -15,11 +15,12 @@ import pyarrow as pa
 from psycopg import sql
 from tqdm import tqdm
 
-from larder import binary, db, definitions
 from larder.errors import SymbolsError, reason
-from larder.indicators import COLUMNS, INTEGERS, MEMORY, TOTALS, VIEWS, Array, Bars, total
-from larder.indicators import compute as features_of
+from larder.features import definitions
+from larder.features.indicators import COLUMNS, INTEGERS, MEMORY, TOTALS, VIEWS, Array, Bars, total
+from larder.features.indicators import compute as features_of
 from larder.log import event, logger, printable
+from larder.postgres import binary, session, tables
 
 WORKERS = 2  # while PostgreSQL writes the one's rows, the other computes
 BARS_AT_ONCE = 50_000  # what one transaction holds in memory
@@ -64,7 +65,7 @@ def compute(url: str, *, full: bool = False) -> int:
     cannot be computed keeps no other out: SymbolsError at the end.
     """
     failed: dict[str, str] = {}
-    with db.connect(url, "compute") as connection:
+    with session.connect(url, "compute") as connection:
         # What one compute finds missing in the tables, no other one writes meanwhile.
         connection.execute("SELECT pg_advisory_lock(hashtextextended('larder compute', 0))")
         full = full or definitions.changed(connection)
@@ -94,7 +95,7 @@ def _work(url: str, groups: deque[list[str]], failed: dict[str, str], progress: 
     A group that fails is computed symbol by symbol, and the symbols that fail are noted with the reason.
     """
     written = 0
-    with db.connect(url, "compute") as connection:
+    with session.connect(url, "compute") as connection:
         for view, names in VIEWS.items():
             types = ", ".join(f"{name} {'bigint' if name in INTEGERS else 'float8'}" for name in names)
             columns = sql.SQL(f"symbol text, event_timestamp timestamptz, {types}")
@@ -110,7 +111,7 @@ def _work(url: str, groups: deque[list[str]], failed: dict[str, str], progress: 
                 with connection.transaction():
                     count = _compute_group(connection, group, full=full)
             except Exception as error:
-                if not db.is_about_data(error):
+                if not session.is_about_data(error):
                     raise
                 logger.debug("compute", exc_info=True)
                 if len(group) > 1:
@@ -152,12 +153,12 @@ def _compute_group(connection: psycopg.Connection, symbols: list[str], *, full: 
     for view, names in VIEWS.items():
         table = f"features.{view}"
         rows = pa.concat_tables(part.rows(view) for part in parts)
-        written, others = db.append(connection, table, rows, rows.column_names)
+        written, others = tables.append(connection, table, rows, rows.column_names)
         changed.update(written["symbol"].unique().to_pylist())
         count += written.num_rows
         if others.num_rows:
-            db.copy_in(connection, f"staged_{view}", others)
-            statement = db.upsert(table, f"staged_{view}", (*db.KEY, *names))
+            tables.copy_in(connection, f"staged_{view}", others)
+            statement = tables.upsert(table, f"staged_{view}", (*tables.KEY, *names))
             per_symbol = connection.execute(
                 sql.SQL("WITH changed AS ({}) SELECT symbol, count(*) FROM changed GROUP BY symbol").format(statement)
             ).fetchall()
@@ -237,7 +238,7 @@ def _totals(connection: psycopg.Connection, rows: Mapping[str, datetime]) -> dic
     query = sql.SQL(
         "SELECT symbol, {names} FROM {table} AS stored JOIN unnest(%s::text[], %s::timestamptz[]) "
         "AS wanted (symbol, event_timestamp) USING (symbol, event_timestamp) WHERE ({names}) IS NOT NULL"
-    ).format(names=sql.SQL(", ").join(map(sql.Identifier, names)), table=db.identifier(f"features.{view}"))
+    ).format(names=sql.SQL(", ").join(map(sql.Identifier, names)), table=session.identifier(f"features.{view}"))
     found = connection.execute(query, [list(rows), list(rows.values())]) if rows else ()
     return {symbol: dict(zip(names, totals, strict=True)) for symbol, *totals in found}
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psycopg
 
-from larder import db, metrics, runs
-from larder.apply import note_run
-from larder.credentials import Credentials
+from larder.bars.settings import Files
 from larder.errors import BusyError, LarderError, RefusedFileError, SymbolsError, reason
-from larder.files import Files
 from larder.log import event
+from larder.operations import metrics, runs
+from larder.operations.apply import note_run
+from larder.operations.credentials import Credentials
+from larder.postgres import session
 
 STAGES = ("load", "compute", "materialize")
 STORED = """
@@ -52,7 +53,7 @@ def run(
     """
     done = _Run()
     try:
-        with db.connect(credentials.pipeline_url, "run") as connection, db.try_lock(connection, "larder run"):
+        with session.connect(credentials.pipeline_url, "run") as connection, session.try_lock(connection, "larder run"):
             began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
             runs.begin(credentials)
             try:
@@ -94,25 +95,25 @@ def _stage(
     stage: str, credentials: Credentials, incoming: Sequence[Path], days: int, files: Files | None, done: _Run
 ) -> None:
     if stage == "load":
-        from larder.load import load
+        from larder.bars.load import load
 
         loaded = load(credentials.load_url, incoming, files)
         done.bars, done.rejected, done.refused = loaded.changed, loaded.rejected, loaded.refused
     elif stage == "compute":
-        from larder.compute import compute
+        from larder.features.compute import compute
 
         try:
             done.rows = compute(credentials.pipeline_url)
         except SymbolsError as error:  # the others go on to the online store
             done.not_computed, done.rows = error, error.rows
     else:
-        from larder.materialize import materialize
+        from larder.operations.materialize import materialize
 
         materialize(credentials, days=days)
 
 
 def _stored(connection: psycopg.Connection) -> dict[str, float]:
-    with suppress(*db.MISSING):  # a repository with views of its own has no bars
+    with suppress(*session.MISSING):  # a repository with views of its own has no bars
         rejected, newest = connection.execute(STORED).fetchall()[0]
         return {"larder_rejected_bars": rejected, "larder_newest_bar_timestamp_seconds": float(newest)}
     return {}

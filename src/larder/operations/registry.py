@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 
-from larder import db
+from larder.postgres import session
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -36,7 +36,9 @@ def objects(connection: psycopg.Connection, project: str) -> list[str]:
     """Every object of a project as `table name`."""
     found: list[str] = []
     for table, column in TABLES.items():
-        query = sql.SQL("SELECT {} FROM {} WHERE project_id = %s").format(sql.Identifier(column), db.identifier(table))
+        query = sql.SQL("SELECT {} FROM {} WHERE project_id = %s").format(
+            sql.Identifier(column), session.identifier(table)
+        )
         try:
             found += [f"{table} {name}" for (name,) in connection.execute(query, [project])]
         except psycopg.errors.UndefinedTable:  # nothing was ever applied, or with another version of Feast

@@ -18,7 +18,7 @@ from feast.feature_server import GetOnlineFeaturesRequest
 from feast.type_map import python_values_to_proto_values
 from starlette.exceptions import HTTPException
 
-from larder.failures import is_outage, shown
+from larder.serving.failures import is_outage, shown
 
 PATH = "/get-online-features"
 

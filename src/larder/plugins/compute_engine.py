@@ -3,7 +3,7 @@
 In feature_store.yaml:
 
     batch_engine:
-      type: larder.compute_engine.DirectComputeEngine
+      type: larder.plugins.compute_engine.DirectComputeEngine
     materialization:
       pull_latest_features: true
       online_write_batch_size: 10000
@@ -34,7 +34,7 @@ from feast.utils import _get_column_names, _run_pyarrow_field_mapping
 from feast.value_type import ValueType
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from larder.offline_store import TimescaleRetrievalJob
+from larder.plugins.offline_store import TimescaleRetrievalJob
 
 VIEWS_AT_ONCE = 2
 # Without a setting, Feast writes a view in one batch.
@@ -58,7 +58,9 @@ DOUBLE_VAL = b"\x29"  # field 5 of feast.types.Value, eight bytes
 class DirectComputeEngineConfig(LocalComputeEngineConfig):  # type: ignore[misc] # Feast is untyped
     """As `type: local`, with this class as the type."""
 
-    type: Literal["larder.compute_engine.DirectComputeEngine"] = "larder.compute_engine.DirectComputeEngine"
+    type: Literal["larder.plugins.compute_engine.DirectComputeEngine"] = (
+        "larder.plugins.compute_engine.DirectComputeEngine"
+    )
 
 
 class DirectComputeEngine(LocalComputeEngine):  # type: ignore[misc] # Feast is untyped

@@ -11,10 +11,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from larder import apply, db, feast_store, registry, runs
-from larder.credentials import Credentials
 from larder.errors import LarderError
 from larder.log import logger
+from larder.operations import apply, feast_store, registry, runs
+from larder.operations.credentials import Credentials
+from larder.postgres import session
 
 READS = 5
 BARS = """
@@ -65,7 +66,7 @@ class Status:
 
 
 def status(credentials: Credentials, *, max_age_hours: float) -> Status:
-    with db.connect(credentials.pipeline_url, "status") as connection, feast_store.quiet():
+    with session.connect(credentials.pipeline_url, "status") as connection, feast_store.quiet():
         store = feast_store.open_store(credentials.feature_store)
         result = Status(project=store.project)
         batch = {view.name for view in feast_store.batch_views(store)}
@@ -96,7 +97,7 @@ def status(credentials: Credentials, *, max_age_hours: float) -> Status:
 
 def _registry(credentials: Credentials, store: Any, result: Status) -> bool:
     """Whether all that was applied is there; somebody may have deleted objects, or features of a view."""
-    with db.connect(credentials.registry_url, "status") as connection:
+    with session.connect(credentials.registry_url, "status") as connection:
         lost = apply.lacking(connection, store.project)
         features = apply.lacking_features(connection, store.project, registry.features(store))
     if lost:
@@ -152,7 +153,7 @@ def rows_since(rows: Sequence[tuple[Any, ...]]) -> str:
 
 def _table(view: Any) -> sql.Composable:
     source = view.batch_source.get_table_query_string()
-    return sql.SQL(source) if source.startswith("(") else db.identifier(source)
+    return sql.SQL(source) if source.startswith("(") else session.identifier(source)
 
 
 def _view(connection: psycopg.Connection, view: Any, *, batch: bool) -> View:
@@ -164,17 +165,17 @@ def _view(connection: psycopg.Connection, view: Any, *, batch: bool) -> View:
 
 
 def _bars(connection: psycopg.Connection, result: Status) -> None:
-    with suppress(*db.MISSING):  # a repository with views of its own has no bars
+    with suppress(*session.MISSING):  # a repository with views of its own has no bars
         result.newest_bar, result.rejected_bars, result.pending_symbols = connection.execute(BARS).fetchall()[0]
 
 
 def _last_run(connection: psycopg.Connection, credentials: Credentials, result: Status) -> None:
     """What the last run left undone: it failed, refused files, or symbols wait though none is under way."""
-    under_way = db.is_locked(connection, "larder run")
+    under_way = session.is_locked(connection, "larder run")
     result.last_run = runs.last(credentials, under_way=under_way)
     if result.last_run and (problem := result.last_run.problem()):
         result.problems.append(problem)
-    with suppress(*db.MISSING):  # a repository with views of its own has no files
+    with suppress(*session.MISSING):  # a repository with views of its own has no files
         result.refused_files = dict(connection.execute(REFUSED).fetchall())
     shown = list(result.refused_files.values())[:REFUSED_SHOWN]
     result.problems += [f"A file is refused: {reason}" for reason in shown]

@@ -1,18 +1,18 @@
 """The feature server: Feast's own application, with a readiness check that asks what a client asks.
 
-gunicorn calls `create_app` in each worker after the fork (see larder.gunicorn). It adds to Feast's application:
+gunicorn calls `create_app` in each worker after the fork (see gunicorn.py). It adds to Feast's application:
 
-- Features are read from a plan made once per feature list, and with their age if the client asks (see larder.online).
+- Features are read from a plan made once per feature list, and with their age if the client asks (see online).
 
 - `GET /ready` reads one feature through the endpoint that clients use. `status` is `ready` (200), `draining` (404,
   which HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
   `no feature view` or `no online store`. `revision` names what the instance was started with, `unaware` the gateways
-  that do not know of this status yet (see larder.drain). The gateways ask the same on a port of their own, and are
-  answered however busy this worker is (see larder.checks).
+  that do not know of this status yet (see drain). The gateways ask the same on a port of their own, and are
+  answered however busy this worker is (see checks).
 - The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
   (Feast's own timer ends for ever with the first refresh that fails.)
-- Pushes are judged before they are written (see larder.push), reads that Feast cannot answer are explained (see
-  larder.reads), and every error has one shape and says whose it is (see larder.failures).
+- Pushes are judged before they are written (see push), reads that Feast cannot answer are explained (see
+  explain), and every error has one shape and says whose it is (see failures).
 """
 
 import asyncio
@@ -48,10 +48,10 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from larder import drain, push, reads
-from larder.checks import Checks
-from larder.failures import HANDLERS, OneShape, failed, say_nothing
-from larder.online import Online
+from larder.serving import drain, explain, push
+from larder.serving.checks import Checks
+from larder.serving.failures import HANDLERS, OneShape, failed, say_nothing
+from larder.serving.online import Online
 
 log = logging.getLogger("uvicorn.error")
 
@@ -198,7 +198,7 @@ def build(store: FeatureStore) -> FastAPI:
     for error, handler in HANDLERS.items():
         app.add_exception_handler(error, handler)
     push.add_to(app, store)
-    reads.add_to(app, store)
+    explain.add_to(app, store)
     return app
 
 

@@ -15,9 +15,10 @@ from typing import IO, Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from larder import db, feast_store
 from larder.errors import ConfigError, LarderError
 from larder.log import event, logger
+from larder.operations import feast_store
+from larder.postgres import session
 
 KEY = "larder-probe"
 WRITERS = ("push", "pipeline")
@@ -76,7 +77,7 @@ def _feature_store(purpose: str, content: str) -> None:
 
 def _postgresql(conninfo: str, where: str, *, registry: bool) -> None:
     """Log in, read a table that may be read, and create neither a schema nor, but for the registry's owner, a table."""
-    with db.connect(conninfo, where) as connection:
+    with session.connect(conninfo, where) as connection:
         rows = connection.execute(READABLE).fetchall()
         if rows:  # before the first deployment of the repository there is no table
             connection.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(sql.Identifier(*rows[0])))

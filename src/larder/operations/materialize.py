@@ -15,10 +15,11 @@ from typing import Any
 
 import psycopg
 
-from larder import db, feast_store
-from larder.credentials import Credentials
 from larder.errors import LarderError
 from larder.log import event, logger
+from larder.operations import feast_store
+from larder.operations.credentials import Credentials
+from larder.postgres import session
 
 # A row that changed meanwhile was noted again and keeps its note.
 DONE = """
@@ -35,8 +36,8 @@ def materialize(credentials: Credentials, *, days: int = 7, since: datetime | No
     apply, views are materialized from the beginning: they may have features that the online store has nothing of.
     """
     with (
-        db.connect(credentials.pipeline_url, "materialize") as connection,
-        db.try_lock(connection, "larder materialize"),
+        session.connect(credentials.pipeline_url, "materialize") as connection,
+        session.try_lock(connection, "larder materialize"),
     ):
         pending, start, end = _window(connection, days)
         applied = _applied(credentials)
@@ -71,7 +72,7 @@ def _window(connection: psycopg.Connection, days: int) -> tuple[list[tuple[str, 
 
 def _applied(credentials: Credentials) -> datetime:
     """When `larder apply` last changed the registry."""
-    with db.connect(credentials.registry_url, "the registry") as connection:
+    with session.connect(credentials.registry_url, "the registry") as connection:
         if connection.execute("SELECT to_regclass('larder_apply')").fetchall()[0][0] is None:
             return BEGINNING
         rows = connection.execute(

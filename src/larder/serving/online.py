@@ -11,7 +11,7 @@ Redis, values that need converting. The header `Larder-Answer` says which of the
 for permissions or to count reads, its own endpoint answers everything.
 
 No request holds up the others: how many values one may ask for is bounded, a value that Feast itself has to work out
-counting tenfold; what is more than a small read waits for its turn (see larder.turns) and is read and written a piece
+counting tenfold; what is more than a small read waits for its turn (see turns) and is read and written a piece
 at a time, with the event loop free in between.
 
 Feast has no notion of age on reads: whatever its view's TTL, an old value is `PRESENT`. A client may ask for more:
@@ -55,10 +55,10 @@ from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from larder.failures import is_outage, sentence, wrong_content_type
-from larder.reads import explain_entities, explain_features
-from larder.redis_line import Line
-from larder.turns import Turns, Unsent
+from larder.serving.explain import explain_entities, explain_features
+from larder.serving.failures import is_outage, sentence, wrong_content_type
+from larder.serving.redis_line import Line
+from larder.serving.turns import Turns, Unsent
 
 log = logging.getLogger("uvicorn.error")
 
