@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request
 from feast import FeatureStore, ValueType
 from feast.feature_server_utils import convert_response_to_dict
@@ -180,7 +181,7 @@ class Online:
         order = sorted(range(len(known)), key=lambda column: place.get(known[column], -1))
         answer["results"] = [answer["results"][column] for column in order]
         answer["metadata"]["feature_names"] = [known[column] for column in order]
-        return bytes(JSONResponse(answer).body)
+        return orjson.dumps(answer)
 
     async def send(self, parts: list[bytes], who: bytes, send: Send) -> None:
         size = sum(map(len, parts))
