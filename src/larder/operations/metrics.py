@@ -1,9 +1,10 @@
 """A metric file for node_exporter's textfile collector."""
 
-import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from prometheus_client.parser import text_string_to_metric_families
 
 NAME = "pipeline.prom"
 HELP = {
@@ -24,25 +25,23 @@ HELP = {
 def read(directory: Path, metric: str) -> float:
     """A metric of the last run, 0 where there is none."""
     try:
-        found = re.search(rf"^{metric} (\S+)$", (directory / NAME).read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
+        families = text_string_to_metric_families((directory / NAME).read_text(encoding="utf-8"))
+        samples = {sample.name: sample.value for family in families for sample in family.samples}
+    except (OSError, ValueError):
         return 0.0
-    return float(found[1]) if found else 0.0
+    return samples.get(metric, 0.0)
 
 
 def write(directory: Path, values: Mapping[str, float | Mapping[str, float]]) -> None:
     """Replace the file in one step, so that a scrape never sees half of it. A mapping is one sample per stage."""
-    lines = []
+    registry = CollectorRegistry()
     for metric, value in values.items():
-        lines += [f"# HELP {metric} {HELP[metric]}", f"# TYPE {metric} gauge"]
         if isinstance(value, Mapping):
-            lines += [f'{metric}{{stage="{stage}"}} {sample:.10g}' for stage, sample in value.items()]
+            gauge = Gauge(metric, HELP[metric], ["stage"], registry=registry)
+            for stage, sample in value.items():
+                gauge.labels(stage).set(sample)
         else:
-            lines.append(f"{metric} {value:.15g}")
+            Gauge(metric, HELP[metric], registry=registry).set(value)
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=directory, prefix=".", suffix=".tmp", delete=False, encoding="utf-8"
-    ) as file:
-        file.write("\n".join(lines) + "\n")
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(directory / NAME)
+    write_to_textfile(str(directory / NAME), registry)
+    (directory / NAME).chmod(0o644)  # the node exporter is another user

@@ -13,7 +13,7 @@ import psycopg
 from larder.bars.settings import Files
 from larder.errors import BusyError, LarderError, RefusedFileError, SymbolsError, reason
 from larder.log import event
-from larder.operations import metrics, runs
+from larder.operations import runs
 from larder.operations.apply import note_run
 from larder.operations.credentials import Credentials
 from larder.postgres import session
@@ -133,6 +133,8 @@ def _report(done: _Run, metrics_dir: Path | None) -> None:
     )
     if not metrics_dir:
         return
+    from larder.operations import metrics
+
     last_success = "larder_pipeline_last_success_timestamp_seconds"
     try:
         metrics.write(
