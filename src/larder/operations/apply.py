@@ -6,11 +6,11 @@ import sys
 import traceback
 from collections.abc import Collection
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
 
+from larder import feast_version
 from larder.errors import BusyError, ConfigError, LarderError
 from larder.features import definitions
 from larder.log import event, logger
@@ -38,7 +38,7 @@ ON CONFLICT (project) DO UPDATE SET (fingerprint, objects, features, applied_at)
 
 def fingerprint(repo: Path) -> str:
     """Of every file that Feast would read, by name and content, and of Feast's version."""
-    digest = hashlib.sha256(f"feast {version('feast')}\n".encode())
+    digest = hashlib.sha256(f"feast {feast_version.checked()}\n".encode())
     files = [
         p for p in sorted(repo.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(repo).parts)
     ]

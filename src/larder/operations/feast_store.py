@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from larder import feast_version
 from larder.errors import ConfigError, LarderError
 from larder.log import logger
 
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What Feast prints goes to stderr at debug level, else nowhere; its progress bars only to a terminal."""
+    """What Feast prints goes to stderr at debug level, else nowhere; its progress bars only to a terminal.
+
+    Raises ConfigError for a Feast that this package does not know.
+    """
+    feast_version.checked()
     debug = logger.isEnabledFor(10)
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"
