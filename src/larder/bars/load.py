@@ -26,16 +26,6 @@ TABLE = "market_data.ohlcv_daily"
 COLUMNS = (*tables.KEY, *bars.PRICES, "volume")
 BARS_IN_MEMORY = 1 << 19  # of one file; where it has more, they wait in a temporary table
 
-STAGE = """
-CREATE TEMP TABLE staged_bars (
-    symbol text, event_timestamp timestamptz, open float8, high float8, low float8, close float8, adjusted_close float8,
-    volume float8
-) ON COMMIT DELETE ROWS;
-CREATE TEMP TABLE staged_rejects (
-    symbol text, event_timestamp timestamptz, reason text, bar text
-) ON COMMIT DELETE ROWS
-"""
-
 REJECT = """
 INSERT INTO market_data.rejected_bars (bar_id, symbol, event_timestamp, reason, bar, file)
 SELECT md5(concat_ws('|', coalesce(symbol, ''), event_timestamp::date, bar))::uuid,
@@ -87,7 +77,8 @@ def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Map
     total = Loaded()
     options = (files or Files()).options(given or {})
     with session.connect(url, "load") as connection, Reader() as reader:
-        connection.execute(STAGE)
+        tables.stage(connection, "staged_bars", TABLE, COLUMNS)
+        tables.stage(connection, "staged_rejects", "market_data.rejected_bars", (*tables.KEY, "reason", "bar"))
         # Each file is whole or not there, but need not wait for the disk: the last transaction does, for all of them.
         connection.execute("SET synchronous_commit = off")
         for path, once in _files(connection, paths):

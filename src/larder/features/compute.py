@@ -97,10 +97,7 @@ def _work(url: str, groups: deque[list[str]], failed: dict[str, str], progress: 
     written = 0
     with session.connect(url, "compute") as connection:
         for view, names in VIEWS.items():
-            types = ", ".join(f"{name} {'bigint' if name in INTEGERS else 'float8'}" for name in names)
-            columns = sql.SQL(f"symbol text, event_timestamp timestamptz, {types}")
-            stage = sql.Identifier(f"staged_{view}")
-            connection.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DELETE ROWS").format(stage, columns))
+            tables.stage(connection, f"staged_{view}", f"features.{view}", (*tables.KEY, *names))
         while True:
             try:
                 group = groups.popleft()

@@ -33,6 +33,15 @@ def check_types(connection: psycopg.Connection, table: str, rows: pa.Table) -> N
             )
 
 
+def stage(connection: psycopg.Connection, name: str, table: str, columns: Sequence[str]) -> None:
+    """Create a temporary table of some columns of a table, which is empty whenever a transaction ends."""
+    connection.execute(
+        sql.SQL("CREATE TEMP TABLE {} ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA").format(
+            sql.Identifier(name), sql.SQL(", ").join(map(sql.Identifier, columns)), identifier(table)
+        )
+    )
+
+
 def copy_in(connection: psycopg.Connection, table: str, rows: pa.Table) -> None:
     """COPY an Arrow table into a table that has columns of the same names and of binary.type_of's types."""
     check_types(connection, table, rows)
