@@ -36,7 +36,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from larder.serving.answer import Answer
-from larder.serving.explain import explain_entities, explain_features
+from larder.serving.explain import PATH, explain_entities, explain_features
 from larder.serving.failures import is_outage
 from larder.serving.hashes import Hashes
 from larder.serving.plan import DeclinedError, Plan, declined, left
@@ -47,7 +47,6 @@ log = logging.getLogger("uvicorn.error")
 
 Failed = Callable[[Request, Exception], Awaitable[Response]]
 
-PATH = "/get-online-features"
 TYPED = "/features/"
 ANSWER = b"larder-answer"
 # Who asks, as the gateway says.

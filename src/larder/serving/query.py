@@ -36,7 +36,7 @@ class Query:
     full_names: bool
     include_age: bool
     max_age_s: float | None
-    versions: bool = False
+    versions: bool
 
     @property
     def rows(self) -> int:
@@ -65,26 +65,20 @@ class Query:
             raise RefusedError("max_age_s must be a number of seconds greater than 0")
         if type(include_age) is not bool:
             raise RefusedError("include_age must be true or false")
-        entities, features, service = body.get("entities"), body.get("features", []), body.get("feature_service")
-        full_names = body.get("full_feature_names", False)
-        if (
-            type(entities) is not dict
-            or not all(type(values) is list for values in entities.values())
-            or type(features) is not list
-            or not all(type(feature) is str for feature in features)
-            or not (service is None or type(service) is str)
-            or type(full_names) is not bool
-            or body.get("include_feature_view_version_metadata", False) is not False
-        ):
-            # Feast converts what can be converted.
-            try:
-                asked = GetOnlineFeaturesRequest.model_validate(body)
-            except ValidationError as error:
-                raise RefusedError(sentence(error.errors(include_url=False, include_context=False)), 422) from None
-            entities, features, service = asked.entities, asked.features, asked.feature_service
-            full_names, versions = asked.full_feature_names, asked.include_feature_view_version_metadata
-            return cls(entities, tuple(features), service or "", full_names, include_age, max_age_s, versions)
-        return cls(entities, tuple(features), service or "", full_names, include_age, max_age_s)
+        # Feast converts what can be converted.
+        try:
+            asked = GetOnlineFeaturesRequest.model_validate(body)
+        except ValidationError as error:
+            raise RefusedError(sentence(error.errors(include_url=False, include_context=False)), 422) from None
+        return cls(
+            asked.entities,
+            tuple(asked.features),
+            asked.feature_service or "",
+            asked.full_feature_names,
+            include_age,
+            max_age_s,
+            asked.include_feature_view_version_metadata,
+        )
 
     def refuse_age(self, why: str) -> None:
         """Refuse what Feast cannot answer; `why` is why it has to."""
