@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from larder import checks
-from larder.checks import Checks
+from larder.serving import checks
+from larder.serving.checks import Checks
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import yaml
 from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView, ValueType
 from feast.types import Float64, Int64
 
-from larder.indicators import INTEGERS, VIEWS
+from larder.features.indicators import INTEGERS, VIEWS
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 TABLES = {table["name"]: table for table in yaml.safe_load((REPO / "tables.yml").read_text())["tables"]}

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from larder.redis_line import Line
+from larder.serving.redis_line import Line
 
 PASSWORD = "correct horse"
 

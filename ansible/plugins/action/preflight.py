@@ -523,13 +523,13 @@ def release_faults(host: Host, releases: Sequence[str]) -> Iterator[str]:
 
 def file_faults(host: Host) -> Iterator[str]:
     """The pipeline's own code accepts the inventory's settings for files of bars."""
-    from larder import files
+    from larder.bars import settings
     from larder.errors import ConfigError
 
-    held = {key: host.get(f"pipeline_{key}") for key in files.KEYS if f"pipeline_{key}" in host.given}
+    held = {key: host.get(f"pipeline_{key}") for key in settings.KEYS if f"pipeline_{key}" in host.given}
     for key, value in held.items():  # one by one, so that each fault is reported
         try:
-            files.judge({} if isinstance(value, Unevaluated) else {key: value})
+            settings.judge({} if isinstance(value, Unevaluated) else {key: value})
         except ConfigError as error:
             yield error.message.rstrip(".")
 
