@@ -80,7 +80,8 @@ def test_a_client_has_no_more_turns_than_each_may_have_and_the_others_are_left_f
 
 def test_between_pieces_small_reads_have_the_more_time_the_more_pieces_wait(monkeypatch):
     async def main():
-        pieces = Pieces()
+        requests = Turns(1)
+        pieces = Pieces(requests)
         assert pieces.rest(0.002) == 0, "nobody reads anything small"
         pieces.small()
         assert pieces.rest(0.002) == 0.002
@@ -89,6 +90,11 @@ def test_between_pieces_small_reads_have_the_more_time_the_more_pieces_wait(monk
             await asyncio.sleep(0)
             assert pieces.rest(0.002) == 0.002 * MOST_REST
         await asyncio.gather(*tasks)
+        await requests.take(b"many")
+        waiting = asyncio.create_task(requests.take(b"many"))
+        await asyncio.sleep(0)
+        assert pieces.rest(0.002) == 0.004, "larger requests that wait for their first piece count, too"
+        waiting.cancel()
         monkeypatch.setattr(module, "RECENT_SECONDS", -1)
         assert pieces.rest(0.002) == 0, "the small reads are over"
 

@@ -79,7 +79,7 @@ class Online:
         self.left, self.declined = left(store), declined(store)
         self.hashes = Hashes(store)
         self.turns, self.feasts = Turns(TURNS, TURNS_OF_A_CLIENT), Turns(1)
-        self.pieces, self.unsent = Pieces(), Unsent(UNSENT_BYTES)
+        self.pieces, self.unsent = Pieces(self.turns, self.feasts), Unsent(UNSENT_BYTES)
         # One thread each: more would only take the interpreter from one another, and from the event loop.
         self.planner, self.worker = ThreadPoolExecutor(1, "plan"), ThreadPoolExecutor(1, "feast")
 
@@ -283,9 +283,8 @@ class Online:
         for start in range(0, rows, step):
             if rows > step:
                 entities = {name: values[start : start + step] for name, values in query.entities.items()}
-            found = await self.hashes.read(plan, entities)
             async with self.pieces.piece(client):
-                answer.add(entities, found, time.time())
+                answer.add(entities, await self.hashes.read(plan, entities), time.time())
                 if rows <= step:
                     return answer.parts()
         async with self.pieces.piece(client):

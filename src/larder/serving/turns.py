@@ -36,6 +36,10 @@ class Turns:
             raise
         return True
 
+    def length(self) -> int:
+        """Return how many wait."""
+        return sum(map(len, self.waiting.values()))
+
     def _begin(self, client: bytes) -> None:
         self.free -= 1
         self.taken[client] += 1
@@ -64,8 +68,10 @@ class Turns:
 class Pieces:
     """Larger work, one piece at a time for all clients, and the event loop left to small reads in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, *queues: Turns) -> None:
+        """Give turns at pieces; what waits in the queues, too, is larger work."""
         self.turns = Turns(1)
+        self.queues = [self.turns, *queues]
         self.last_small = float("-inf")
 
     def small(self) -> None:
@@ -79,11 +85,11 @@ class Pieces:
         """
         if time.perf_counter() - self.last_small > RECENT_SECONDS:
             return 0.0
-        return took * min(MOST_REST, 1 + sum(map(len, self.turns.waiting.values())))
+        return took * min(MOST_REST, 1 + sum(queue.length() for queue in self.queues))
 
     @asynccontextmanager
     async def piece(self, client: bytes) -> AsyncIterator[None]:
-        """Hold all other pieces back; what is done meanwhile must wait for no client and no store."""
+        """Hold all other pieces back; what is done meanwhile must wait for no client."""
         await self.turns.take(client)
         begun = time.perf_counter()
         try:
