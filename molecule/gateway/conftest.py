@@ -7,12 +7,16 @@ import json
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
 import testinfra
 from testinfra.host import Host
+
+# Requests of a flood that are sent together: as many as the gateway has read before it refuses one of them.
+AT_ONCE = 100
 
 
 class Answer(NamedTuple):
@@ -72,6 +76,21 @@ class Gateway:
         row |= {"symbol": symbol, "event_timestamp": now, "created": now, "close": close, "volume": 1}
         body = {"push_source_name": "market_data_push_source", "df": {k: [v] for k, v in row.items()}}
         return self.ask("POST", "/push", token, body)
+
+    def flood(self, request: bytes, most: int) -> bytes:
+        """Send a request over one connection until an answer is 429, or `most` were sent; return all answers."""
+        connection = self.connect()
+        connection.connect()
+        answers = [b""]
+        with suppress(OSError):  # the gateway ends the connection with a refusal
+            while b" 429 " not in answers[-1] and len(answers) * AT_ONCE <= most:
+                connection.sock.sendall(request * AT_ONCE)
+                answers.append(b"")
+                # Only the newest answers are searched: the rate is the gateway's, not this client's.
+                while answers[-1].count(b"HTTP/1.1 ") < AT_ONCE and (more := connection.sock.recv(1 << 20)):
+                    answers[-1] += more
+        connection.close()
+        return b"".join(answers)
 
     def ask_until(self, good: Callable[[Answer], bool], seconds: float) -> Answer:
         """Ask whether it is ready until the answer is good or the time is over; return the last answer."""

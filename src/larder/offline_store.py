@@ -605,6 +605,15 @@ def _assert_names(request: Request, entities: Entities) -> None:
             f"The entity rows have a column {both[0]!r}, and so is a feature named: rename the column"
             f"{'' if request.full_feature_names else ', or ask with full_feature_names=True'}."
         )
+    # An on-demand view finds its features by either of their names, whatever the names in the result.
+    for view in request.on_demand:
+        for source in view.source_feature_view_projections.values():
+            either = {name for feature in source.features for name in (feature.name, f"{source.name}__{feature.name}")}
+            if both := [name for name in entities.names if name in either]:
+                raise ValueError(
+                    f"The entity rows have a column {both[0]!r}, and the on-demand view {view.name} reads a feature of "
+                    "that name: rename the column."
+                )
     if twice := [name for name, count in Counter(features).items() if count > 1]:
         raise ValueError(f"Several features are named {twice[0]!r}: ask with full_feature_names=True.")
 

@@ -58,7 +58,7 @@ from starlette.types import Message, Receive, Scope, Send
 from larder.failures import is_outage, sentence, wrong_content_type
 from larder.reads import explain_entities, explain_features
 from larder.redis_line import Line
-from larder.turns import Turns, Unsent
+from larder.turns import Pieces, Turns, Unsent
 
 log = logging.getLogger("uvicorn.error")
 
@@ -79,8 +79,8 @@ FEAST_WEIGHT = 10
 SMALL_BODY, SMALL_READ, WHOLE_VALUES, PIECE_VALUES = 16_384, 1000, 5000, 2000
 # A row costs about as much as this many values.
 ROW_WEIGHT = 6
-# So that some work while Redis works for the others.
-TURNS = 4
+# Larger requests that are in memory at a time, and of one client.
+TURNS, TURNS_OF_A_CLIENT = 8, 2
 # Larger answers are sent in pieces of this size, as their client reads them, and not for longer than this. Those that
 # are on their way have so much room.
 PIECE_BYTES, SEND_SECONDS, UNSENT_BYTES = 262_144, 30, 268_435_456
@@ -467,9 +467,8 @@ class Online:
         self.plans: dict[tuple[tuple[str, ...], str, bool], Plan] = {}
         self.left, self.declined = left(store), declined(store)
         self.line: Line | None = None
-        # How many small reads there were: the large ones leave them half of the time.
-        self.small = 0
-        self.turns, self.feasts, self.unsent = Turns(TURNS), Turns(1), Unsent(UNSENT_BYTES)
+        self.turns, self.feasts = Turns(TURNS, TURNS_OF_A_CLIENT), Turns(1)
+        self.pieces, self.unsent = Pieces(self.turns, self.feasts), Unsent(UNSENT_BYTES)
         # One thread each: more would only take the interpreter from one another, and from the event loop.
         self.planner, self.worker = ThreadPoolExecutor(1, "plan"), ThreadPoolExecutor(1, "feast")
 
@@ -491,7 +490,8 @@ class Online:
                 self.bounded(refuse_age(Query.of(decoded_body(written, content_type)), self.left), None)
                 await self.pass_on(written, scope, receive, send)
                 return
-            parts, who = await self.answer(written, content_type, request)
+            client = dict(scope["headers"]).get(CLIENT, b"")
+            parts, who = await self.answer(written, content_type, request, client)
         except GoneError:
             return
         except RefusedError as refused:
@@ -499,48 +499,45 @@ class Online:
         except Exception as error:  # Feast's own, the store's, or one of ours
             await (await self.failed(request, error))(scope, receive, send)
         else:
-            await self.send(parts, who, send)
+            await self.send(parts, who, send, client)
 
-    async def answer(self, written: bytes, content_type: bytes, request: Request) -> tuple[list[bytes], bytes]:
+    async def answer(
+        self, written: bytes, content_type: bytes, request: Request, client: bytes
+    ) -> tuple[list[bytes], bytes]:
         """Return the parts of the answer to a body, and who has made it."""
-        client = dict(request.scope["headers"]).get(CLIENT, b"")
         turn = False
         try:
             if len(written) > SMALL_BODY:
                 turn = await self.begin(self.turns, client, request)
-            query = Query.of(decoded_body(written, content_type))
+                async with self.pieces.piece(client):
+                    query = Query.of(decoded_body(written, content_type))
+            else:
+                query = Query.of(decoded_body(written, content_type))
             self.bounded(query, None)
             plan = await self.plan(query)
             if query.rows * plan.width <= SMALL_READ:
-                self.small += 1
+                self.pieces.small()
             elif not turn:
                 turn = await self.begin(self.turns, client, request)
             try:
-                return await self.read(query, plan), b"larder"
+                return await self.read(query, plan, client), b"larder"
             except DeclinedError as declined:
                 why = str(declined)
         finally:
             if turn:
-                self.turns.give()
+                self.turns.give(client)
         self.bounded(refuse_age(query, why), plan, why)
         await self.begin(self.feasts, client, request)
+        begun, loop = time.perf_counter(), asyncio.get_running_loop()
         try:
-            begun, small = time.perf_counter(), self.small
-            loop = asyncio.get_running_loop()
-            parts = [await loop.run_in_executor(self.worker, self.feasts_answer, query, plan.names)]
-            await self.rest(begun, small)
-            return parts, b"feast"
+            return [await loop.run_in_executor(self.worker, self.feasts_answer, query, plan.names)], b"feast"
         finally:
-            self.feasts.give()
-
-    async def rest(self, begun: float, small: int) -> None:
-        """Let the event loop go round; for as long as the work took if there were small reads meanwhile."""
-        await asyncio.sleep(time.perf_counter() - begun if self.small != small else 0)
+            loop.call_later(self.pieces.rest(time.perf_counter() - begun), self.feasts.give, client)
 
     async def begin(self, turns: Turns, client: bytes, request: Request) -> bool:
         """Take a turn; raise GoneError where the client has not waited for it."""
         if await turns.take(client) and await request.is_disconnected():
-            turns.give()
+            turns.give(client)
             raise GoneError
         return True
 
@@ -578,7 +575,7 @@ class Online:
         answer["metadata"]["feature_names"] = [known[column] for column in order]
         return bytes(JSONResponse(answer).body)
 
-    async def send(self, parts: list[bytes], who: bytes, send: Send) -> None:
+    async def send(self, parts: list[bytes], who: bytes, send: Send, client: bytes) -> None:
         size = sum(map(len, parts))
         headers = [(b"content-length", b"%d" % size), (b"content-type", JSON), (ANSWER, who)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -588,9 +585,15 @@ class Online:
         try:
             with self.unsent.hold(size):
                 async with asyncio.timeout(SEND_SECONDS):
-                    for piece in pieces(parts):
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-                        await asyncio.sleep(0)
+                    rest = pieces(parts)
+                    while True:
+                        # Nothing is sent, but its end waits for the client: not while it holds back other pieces.
+                        await send({"type": "http.response.body", "body": b"", "more_body": True})
+                        async with self.pieces.piece(client):
+                            if (piece := next(rest, None)) is None:
+                                break
+                            await send({"type": "http.response.body", "body": piece, "more_body": True})
+                            await asyncio.sleep(0)  # now it is encrypted
                     await send({"type": "http.response.body", "body": b""})
         except TimeoutError:
             log.warning("An answer of %d bytes was given up: its client reads too slowly.", size)
@@ -680,7 +683,7 @@ class Online:
                     plans[key] = Plan(self.store, *key)
         self.plans = plans
 
-    async def read(self, query: Query, plan: Plan) -> list[bytes]:
+    async def read(self, query: Query, plan: Plan, client: bytes = b"") -> list[bytes]:
         """Return the answer in parts; DeclinedError where Feast has to answer."""
         if self.declined:
             raise DeclinedError(self.declined)
@@ -688,21 +691,29 @@ class Online:
         if query.service:
             self.bounded(query, plan)
         answer, entities, rows = Answer(plan, query), query.entities, query.rows
+        if rows * plan.width <= SMALL_READ:
+            answer.add(entities, await self.replies(plan, entities), time.time())
+            return answer.parts()
         step = rows if rows <= plan.whole else plan.step
         for start in range(0, rows, step):
-            begun, small = time.perf_counter(), self.small
             if rows > step:
                 entities = {name: values[start : start + step] for name, values in query.entities.items()}
-            groups = plan.commands(entities)
-            replies = iter(await self.ask(b"".join(c for _, c in groups), sum(len(set(keys)) for keys, _ in groups)))
-            found = []
-            for keys, _ in groups:
-                by_key = {key: next(replies) for key in dict.fromkeys(keys)}
-                found.append([by_key[key] for key in keys])
-            answer.add(entities, found, time.time())
-            if rows > step:
-                await self.rest(begun, small)
-        return answer.parts()
+            async with self.pieces.piece(client):
+                answer.add(entities, await self.replies(plan, entities), time.time())
+                if rows <= step:
+                    return answer.parts()
+        async with self.pieces.piece(client):
+            return answer.parts()
+
+    async def replies(self, plan: Plan, entities: Mapping[str, Sequence[Any]]) -> list[list[Any]]:
+        """Return, for each group, for each row, the values of the group's fields."""
+        groups = plan.commands(entities)
+        replies = iter(await self.ask(b"".join(c for _, c in groups), sum(len(set(keys)) for keys, _ in groups)))
+        found = []
+        for keys, _ in groups:
+            by_key = {key: next(replies) for key in dict.fromkeys(keys)}
+            found.append([by_key[key] for key in keys])
+        return found
 
     async def ask(self, commands: bytes, count: int) -> list[Any]:
         if self.line is None:

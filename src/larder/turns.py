@@ -1,22 +1,30 @@
 """What keeps one client from taking a worker away from all others: turns at its work, and a bound on its memory."""
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+# Small reads within so many seconds are reason enough to leave them room.
+RECENT_SECONDS = 0.25
+# How long the event loop is left to small reads after a piece, in times of the piece, when many requests wait.
+MOST_REST = 4
 
 
 class Turns:
     """A few requests at a time; those that wait are served client by client, however many one of them has waiting."""
 
-    def __init__(self, at_once: int) -> None:
-        self.free = at_once
+    def __init__(self, at_once: int, each: int | None = None) -> None:
+        """Give `at_once` turns in all, and no client more than `each` at a time."""
+        self.free, self.each = at_once, each or at_once
+        self.taken: Counter[bytes] = Counter()
         self.waiting: dict[bytes, deque[asyncio.Future[None]]] = {}
 
     async def take(self, client: bytes) -> bool:
         """Wait for a turn; return whether there was a wait. Who took a turn gives it back."""
-        if self.free:
-            self.free -= 1
+        if self.free and self.taken[client] < self.each:
+            self._begin(client)
             return False
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.setdefault(client, deque()).append(turn)
@@ -24,22 +32,71 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give()
+                self.give(client)
             raise
         return True
 
-    def give(self) -> None:
-        """Give the turn to the client that has waited longest for one."""
-        while self.waiting:
-            client = next(iter(self.waiting))
-            turns = self.waiting.pop(client)
-            turn = turns.popleft()
-            if turns:
-                self.waiting[client] = turns
-            if not turn.done():
-                turn.set_result(None)
-                return
+    def length(self) -> int:
+        """Return how many wait."""
+        return sum(map(len, self.waiting.values()))
+
+    def _begin(self, client: bytes) -> None:
+        self.free -= 1
+        self.taken[client] += 1
+
+    def give(self, client: bytes) -> None:
+        """Take a turn back from a client, and give it to the one that has waited longest for one."""
         self.free += 1
+        self.taken[client] -= 1
+        if not self.taken[client]:
+            del self.taken[client]
+        for waiting in list(self.waiting):
+            if not self.free:
+                return
+            turns = self.waiting.pop(waiting)
+            while turns and turns[0].done():  # its client has gone
+                turns.popleft()
+            if turns and self.taken[waiting] < self.each:
+                self._begin(waiting)
+                turns.popleft().set_result(None)
+                if turns:
+                    self.waiting[waiting] = turns
+            elif turns:
+                self.waiting[waiting] = turns
+
+
+class Pieces:
+    """Larger work, one piece at a time for all clients, and the event loop left to small reads in between."""
+
+    def __init__(self, *queues: Turns) -> None:
+        """Give turns at pieces; what waits in the queues, too, is larger work."""
+        self.turns = Turns(1)
+        self.queues = [self.turns, *queues]
+        self.last_small = float("-inf")
+
+    def small(self) -> None:
+        """Note that there is a small read."""
+        self.last_small = time.perf_counter()
+
+    def rest(self, took: float) -> float:
+        """Return for how long no piece begins after one that took so many seconds: the more of them wait, the longer.
+
+        One large read after the other loses nothing by it; a flood of them leaves small reads most of the time.
+        """
+        if time.perf_counter() - self.last_small > RECENT_SECONDS:
+            return 0.0
+        return took * min(MOST_REST, 1 + sum(queue.length() for queue in self.queues))
+
+    @asynccontextmanager
+    async def piece(self, client: bytes) -> AsyncIterator[None]:
+        """Hold all other pieces back; what is done meanwhile must wait for no client."""
+        await self.turns.take(client)
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            rest = self.rest(time.perf_counter() - begun)
+            asyncio.get_running_loop().call_later(rest, self.turns.give, client)
 
 
 class Unsent:

@@ -650,6 +650,8 @@ LABELS = [
 @pytest.mark.usefixtures("filled")
 def test_labels_of_any_name_come_back_as_given(stores, connection, labels, full, on_demand):
     taken = {"k", "event_timestamp", "asked"} | (set() if full else {"h_int", "total", "h_float"})
+    if on_demand:  # it reads the features of hyper
+        taken |= {"h_float", "h_int", "hyper__h_float", "hyper__h_int"}
     try:
         labels = [label for label in labels if str(label) not in taken and str(label).encode()]
     except UnicodeEncodeError:  # half of a pair: no name for Arrow
@@ -685,6 +687,15 @@ def test_names_that_leave_no_right_answer_are_refused(stores, columns, full, mes
     frame = frame.assign(event_timestamp=[NOON])
     with pytest.raises(ValueError, match=message):
         join(stores, frame, full_feature_names=full)
+
+
+@pytest.mark.parametrize("label", ["h_float", "hyper__h_float", "h_int"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.usefixtures("filled")
+def test_a_label_named_like_what_an_on_demand_view_reads_is_refused(stores, label, full):
+    frame = moments().assign(asked=0.5)
+    with pytest.raises(ValueError, match=f"'{label}'.*rename"):
+        join(stores, frame.assign(**{label: 1.0}), ["plus:total"], full_feature_names=full)
 
 
 @pytest.mark.usefixtures("filled")

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
@@ -449,6 +449,7 @@ ANYTHING = st.recursive(
     st.dictionaries(st.sampled_from(NAMES) | st.just(f"redis_{CANARY}"), ANYTHING, min_size=1, max_size=4),
     st.booleans(),
 )
+@example({"pipeline_formats": f"{'x' * 60}{CANARY}"}, True)  # a message that shows 80 characters cuts the secret
 def test_no_value_of_a_vault_is_in_any_message_and_no_value_stops_preflight(given: dict[str, Any], own: bool) -> None:
     """Whatever stands in a variable: one of the vault itself, or one of another file that holds what the vault does."""
     values = {**SECRETS, "certificate_authorities": [AUTHORITY], "ansible_facts": {"memtotal_mb": 1024}, **given}

@@ -531,7 +531,13 @@ def file_faults(host: Host) -> Iterator[str]:
         try:
             files.judge({} if isinstance(value, Unevaluated) else {key: value})
         except ConfigError as error:
-            yield error.message.rstrip(".")
+            # Its message may show a part of what the variable holds, in which a secret is no longer recognised.
+            hidden = host.secrecy.hides(value) or f"pipeline_{key}" in host.secrecy.names
+            yield (
+                f"{host.show(f'pipeline_{key}')} and must be as docs/formats.md describes it"
+                if hidden
+                else error.message.rstrip(".")
+            )
 
 
 def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[str, Any]) -> list[str]:

@@ -93,8 +93,8 @@ def test_a_hostile_reader_takes_nothing_from_the_others(
     found = json.loads(inventory.run("client1", command, BENCH.read_text()))
     hosts["client1"].check_output("rm /tmp/hostile*")
     assert [run["failures"] for run in found["kinds"].values()] == [[]] * len(found["kinds"])
-    # How quick it is the benchmark measures; here are the machine's other scenarios, too.
-    most = 10 * max(20, found["alone"]["p99"], found["after"]["p99"])
+    # Three times what p99 is undisturbed. Below 60 ms the machine decides, on which other scenarios run, too.
+    most = 3 * max(60, found["alone"]["p99"], found["after"]["p99"])
     assert {kind: run["p99"] for kind, run in found["kinds"].items() if run["p99"] > most} == {}, found
     for kind in ("values", "rows", "demand"):
         assert found["kinds"][kind]["hostile"]["200"] > 0, "its requests are legal"
