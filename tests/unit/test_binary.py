@@ -6,7 +6,7 @@ from datetime import date
 import pyarrow as pa
 import pytest
 
-from larder.postgres import binary
+from larder import binary
 
 
 def test_every_type_and_null():

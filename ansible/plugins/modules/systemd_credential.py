@@ -31,7 +31,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Encrypt the configuration of a service
+- name: The service has its configuration
   systemd_credential:
     name: feature_store.yaml
     path: /etc/credstore.encrypted/serve.feature_store.yaml
