@@ -80,7 +80,7 @@ SMALL_BODY, SMALL_READ, WHOLE_VALUES, PIECE_VALUES = 16_384, 1000, 5000, 2000
 # A row costs about as much as this many values.
 ROW_WEIGHT = 6
 # Larger requests that are in memory at a time, and of one client.
-TURNS, TURNS_OF_A_CLIENT = 8, 2
+TURNS, TURNS_OF_A_CLIENT = 4, 2
 # Larger answers are sent in pieces of this size, as their client reads them, and not for longer than this. Those that
 # are on their way have so much room.
 PIECE_BYTES, SEND_SECONDS, UNSENT_BYTES = 262_144, 30, 268_435_456

@@ -531,7 +531,7 @@ def file_faults(host: Host) -> Iterator[str]:
         try:
             files.judge({} if isinstance(value, Unevaluated) else {key: value})
         except ConfigError as error:
-            # Its message may show a part of what the variable holds, in which a secret is no longer recognised.
+            # The error's message may show a value cut short: no check recognises the part of a secret in it.
             hidden = host.secrecy.hides(value) or f"pipeline_{key}" in host.secrecy.names
             yield (
                 f"{host.show(f'pipeline_{key}')} and must be as docs/formats.md describes it"
