@@ -1,7 +1,7 @@
-"""What every program of .venv starts with, whoever calls it: `./larder env` puts it there, and Python imports it.
+"""The start of every program of .venv, whoever calls it: `./larder env` installs this file, and Python imports it.
 
 Molecule calls `ansible-playbook` and `pytest` by name: .venv/bin/molecule would not find them without .venv/bin on
-PATH. Ansible ends at once where the locale has no UTF-8, as LC_ALL=C, or is not installed, as a LANG that came by SSH.
+PATH. Ansible does not start where the locale has no UTF-8 (LC_ALL=C) or is not installed (a LANG that came by SSH).
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 import data
-from larder import db
-from larder.compute import compute
-from larder.indicators import INTEGERS, VIEWS
-from larder.load import load
+from larder.bars.load import load
+from larder.features.compute import compute
+from larder.features.indicators import INTEGERS, VIEWS
+from larder.postgres import session, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 SYMBOLS_AT_ONCE = 20
@@ -119,7 +119,7 @@ def features(bars: Arrays) -> Arrays:
 def floor(url: str, symbols: list[str], days: npt.NDArray[np.datetime64], bars: list[Arrays]) -> dict[str, float]:
     started = time.perf_counter()
     times = pa.array(days).cast(pa.timestamp("us", "UTC"))
-    with db.connect(url, "floor") as connection, connection.transaction():
+    with session.connect(url, "floor") as connection, connection.transaction():
         for first in range(0, len(symbols), SYMBOLS_AT_ONCE):
             parts: dict[str, list[pa.Table]] = {table: [] for table in TABLES}
             for symbol, one in list(zip(symbols, bars, strict=True))[first : first + SYMBOLS_AT_ONCE]:
@@ -128,8 +128,8 @@ def floor(url: str, symbols: list[str], days: npt.NDArray[np.datetime64], bars: 
                 for table, names in zip(TABLES, (list(one), *VIEWS.values()), strict=True):
                     values = {name: _column(name, found[name]) for name in names}
                     parts[table].append(pa.table(key | values))
-            for table, tables in parts.items():
-                db.copy_in(connection, table, pa.concat_tables(tables))
+            for table, held in parts.items():
+                tables.copy_in(connection, table, pa.concat_tables(held))
     return {"seconds": time.perf_counter() - started}
 
 
@@ -237,14 +237,14 @@ def stored(url: str, symbols: Sequence[str]) -> Stored:
     found: Stored = {}
     with psycopg.connect(url) as connection:
         for table in TABLES:
-            cursor = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(db.identifier(table)))
-            names = [column.name for column in cursor.description or [] if column.name not in db.KEY]
+            cursor = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(session.identifier(table)))
+            names = [column.name for column in cursor.description or [] if column.name not in tables.KEY]
             statement = sql.SQL(
                 "SELECT symbol, array_agg(array[{}]::float8[] ORDER BY event_timestamp) FROM {} "
                 "WHERE symbol = ANY(%s) GROUP BY symbol"
             ).format(
                 sql.SQL(", ").join([sql.SQL("extract(epoch FROM event_timestamp)"), *map(sql.Identifier, names)]),
-                db.identifier(table),
+                session.identifier(table),
             )
             rows = connection.cursor(binary=True).execute(statement, [list(symbols)])
             found[table] = (["event_timestamp", *names], {symbol: np.array(v, dtype=float) for symbol, v in rows})
@@ -341,7 +341,7 @@ def day(chosen: argparse.Namespace) -> dict[str, Any]:
         compute(url)
         with psycopg.connect(url, autocommit=True) as connection:
             for table in TABLES:
-                connection.execute(sql.SQL("VACUUM ANALYZE {}").format(db.identifier(table)))
+                connection.execute(sql.SQL("VACUUM ANALYZE {}").format(session.identifier(table)))
             connection.execute("CHECKPOINT")
         for run, rows in enumerate(newest):
             incoming = directory / f"day-{run}"

@@ -29,8 +29,8 @@ import pyarrow as pa
 import yaml
 from psycopg import sql
 
-from larder import db
-from larder.indicators import INTEGERS, VIEWS, Bars, compute
+from larder.features.indicators import INTEGERS, VIEWS, Bars, compute
+from larder.postgres import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 20
@@ -142,8 +142,8 @@ def features(symbols: int, days: int, series: Sequence[Ratios], seed: int) -> It
                     columns[name] = column.cast(pa.int64()) if name in INTEGERS else column
                 keys = {"symbol": pa.array([symbol(number)] * days), "event_timestamp": times}
                 parts[view].append(pa.table({**keys, **columns}))
-        for view, tables in parts.items():
-            yield view, pa.concat_tables(tables)
+        for view, found in parts.items():
+            yield view, pa.concat_tables(found)
 
 
 def fill(
@@ -157,7 +157,7 @@ def fill(
             create(connection, schema, chunk_interval)
             connection.execute(sql.SQL("SET LOCAL search_path = {}, public").format(sql.Identifier(schema)))
             for view, rows in features(symbols, days, real_ratios(bars), seed):
-                db.copy_in(connection, view, rows)
+                tables.copy_in(connection, view, rows)
             for view in VIEWS:
                 connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(view)))
     return schema

@@ -6,7 +6,7 @@
 feature_store.yaml names an offline store whose user may create a schema (see bench/data.py). Entity rows are random
 symbols at random moments. The ways:
 
-- `larder`: get_historical_features with larder.offline_store.TimescaleOfflineStore, to Arrow;
+- `larder`: get_historical_features with larder.plugins.offline_store.TimescaleOfflineStore, to Arrow;
 - `stock`: the same with `type: postgres`;
 - `stock_best`: with entity_select_mode: embed_query, the entity rows being in the database already, with an index;
 - `sql`: COPY of the entity rows into an analyzed table with an index, LATERAL … LIMIT 1 for each view, fetchall;
@@ -34,8 +34,8 @@ import pyarrow.csv
 import pyarrow.feather
 
 import data
-from larder import db
-from larder.indicators import INTEGERS, VIEWS
+from larder.features.indicators import INTEGERS, VIEWS
+from larder.postgres import tables
 from measure import measure, report
 
 FEATURES = [f"{view}:{name}" for view, names in VIEWS.items() for name in names]
@@ -60,7 +60,7 @@ def prepare(conninfo: str, schema: str, rows: pd.DataFrame) -> None:
         connection.execute(f"DROP TABLE IF EXISTS {table}")
         connection.execute(f"CREATE TABLE {table} (symbol text, event_timestamp timestamptz)")
         connection.execute(f"SET LOCAL search_path = {schema}")
-        db.copy_in(connection, f"labels_{len(rows)}", pa.Table.from_pandas(rows))
+        tables.copy_in(connection, f"labels_{len(rows)}", pa.Table.from_pandas(rows))
         connection.execute(f"CREATE INDEX ON {table} (symbol, event_timestamp)")
         connection.execute(f"ANALYZE {table}")
 
@@ -97,7 +97,7 @@ def by_hand(
         with psycopg.connect(conninfo) as connection:
             connection.execute("SET timezone = 'UTC'")
             connection.execute("CREATE TEMP TABLE entity (symbol text, event_timestamp timestamptz, number bigint)")
-            db.copy_in(connection, "entity", pa.Table.from_pandas(rows.assign(number=range(len(rows)))))
+            tables.copy_in(connection, "entity", pa.Table.from_pandas(rows.assign(number=range(len(rows)))))
             connection.execute("CREATE INDEX ON entity (symbol, event_timestamp)")
             connection.execute("ANALYZE entity")
             if not copy:
@@ -162,7 +162,7 @@ def main() -> None:
     store = partial(feast, given=options.feature_store, schema=schema, ttl=ttl, rows=rows)
     hand = partial(by_hand, conninfo=conninfo, schema=schema, ttl=ttl, rows=rows)
     ways = {
-        "larder": (partial(store, type="larder.offline_store.TimescaleOfflineStore"), options.runs),
+        "larder": (partial(store, type="larder.plugins.offline_store.TimescaleOfflineStore"), options.runs),
         "sql": (partial(hand, copy=False), options.runs),
         "sql_copy": (partial(hand, copy=True), options.runs),
         "stock": (partial(store, type="postgres"), options.stock_runs),

@@ -28,7 +28,7 @@ import psycopg
 import redis
 
 import data
-from larder.indicators import VIEWS
+from larder.features.indicators import VIEWS
 from measure import measure, report
 
 START, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC)
@@ -50,8 +50,8 @@ BEST: dict[str, dict[str, Any]] = {
     "online_store": {"skip_dedup": True},
 }
 LARDER = BEST | {
-    "offline_store": {"type": "larder.offline_store.TimescaleOfflineStore"},
-    "batch_engine": {"type": "larder.compute_engine.DirectComputeEngine"},
+    "offline_store": {"type": "larder.plugins.offline_store.TimescaleOfflineStore"},
+    "batch_engine": {"type": "larder.plugins.compute_engine.DirectComputeEngine"},
 }
 
 

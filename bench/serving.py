@@ -370,7 +370,7 @@ def servers(directory: Path, workers: int) -> Iterator[dict[str, tuple[str, subp
     """Start each server; return its address and its main process by name."""
     binaries = Path(sys.executable).parent
     (directory / "plain.py").write_text(
-        "from larder.gunicorn import *\n# Without TLS, which the other servers do not have either.\n"
+        "from larder.serving.gunicorn import *\n# Without TLS, which the other servers do not have either.\n"
         'certfile = keyfile = ca_certs = None\nworker_class = "uvicorn_worker.UvicornWorker"\n'
     )
     ports = {name: free_port() for name in ("larder", "feast", "feast_tuned")}

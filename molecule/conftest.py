@@ -67,7 +67,7 @@ def on(inventory: Inventory) -> Callable[[str], Host]:
 
 @pytest.fixture(scope="session")
 def units() -> dict[str, list[str]]:
-    """Return the units that `starts` watches, by host; a scenario names its own."""
+    """Return the units that `starts` watches, by host; each scenario overrides this."""
     return {}
 
 

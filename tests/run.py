@@ -2,7 +2,7 @@
 
     ./larder test            everything but the soak; of the scenario rotation what a day has time for
     ./larder test redis      one scenario; also lint, unit, soak, or several of these
-    ./larder test rotation   all of it: three rotations, killed at every step, authorities renewed
+    ./larder test rotation   all of it: three rotations, killed at every step, CAs renewed
     ./larder bench           the scenario bench, which measures, and its report
 
 A scenario runs in the caller's environment, as `molecule test -s NAME` does. Each part writes its output to
@@ -44,9 +44,9 @@ LONGEST_FIRST = (
     "feast",
     "redis",
 )
-# What is no part of every day: what takes too long, and what passes nothing and fails nothing.
+# Scenarios outside the whole check: soak takes too long, and bench measures without passing or failing.
 OTHERS = ("soak", "bench")
-# What a failed part shows: of its log, what went wrong, and the end.
+# What is shown of a failed part's log: the lines that went wrong, and the end.
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 WRONG = re.compile(r"^(E {3}|fatal:|failed:|FAILED |ERROR |\[ERROR\]|error:|found |SC\d)|: error: |^\S+:\d+(:\d+)?: ")
 WRONG_LINES, TAIL_LINES, WIDTH = 40, 15, 1000

@@ -1,4 +1,4 @@
-"""Questions that both verifications ask."""
+"""Helpers of both verifications: the hosts by name, and whether one reaches another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import testinfra
 
 
 class Hosts(dict[str, Any]):
-    """The scenario's hosts by name, entered by SSH as Ansible does."""
+    """The scenario's hosts by name, reached by SSH as Ansible does."""
 
     def __init__(self, inventory: str) -> None:
         self._inventory = inventory

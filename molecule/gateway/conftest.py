@@ -101,7 +101,7 @@ class Gateway:
                 answer = self.ask("GET", "/ready", self.reader)
                 if good(answer) or time.monotonic() > end:
                     return answer
-            except OSError:  # it takes no connection
+            except OSError:  # the gateway takes no connection
                 if time.monotonic() > end:
                     raise
             time.sleep(0.5)

@@ -34,7 +34,7 @@ def alphanumeric(length: int = 18) -> str:
 
 
 def canary(awkward: str = AWKWARD) -> str:
-    # No window of it is to be found in this file.
+    # No window of this text may be in this file.
     return alphanumeric() + "".join(char + alphanumeric(1) for char in awkward) + alphanumeric()
 
 

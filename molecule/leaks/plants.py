@@ -47,7 +47,7 @@ FORMS: dict[str, tuple[Callable[[str], bytes], Callable[[], str]]] = {
     ),
 }
 
-# Where each of the others must be found.
+# For every other plant, the places where the scan must find it.
 PLACES: dict[str, set[str]] = {
     "task that prints": {"output", "log of Ansible"},
     "task that shows a difference": {"output", "controller: short-lived files", "host: short-lived files"},
@@ -78,7 +78,7 @@ PLACES: dict[str, set[str]] = {
     "temporary file of the controller": {"controller: files"},
     "commit that was taken back": {"git"},
 }
-# They last as long as a short task.
+# These processes last as long as a short task.
 MOMENT = "import time; time.sleep(0.3)"
 
 
@@ -130,7 +130,7 @@ class Plants:
         self._on_host("journal", "echo $c | systemd-cat")
         self._on_host("long message in the journal", "echo $(seq 3000) $c $(seq 3000) | systemd-cat")
         self._on_host("unit", "systemd-run --quiet --unit=planted --property=Environment=X=$c sleep 3600")
-        # It is to fail: a statement that fails is logged with its text.
+        # The statement has to fail: PostgreSQL logs a failed statement with its text.
         self._on_host("log of PostgreSQL", f"echo \"SELECT '$c' FROM nothing\" | {PSQL} || true")
         self._on_host("setting of PostgreSQL", f"echo \"ALTER DATABASE feast SET backtrace_functions = '$c'\" | {PSQL}")
         file = "/etc/postgresql/17/main/conf.d/planted.conf"
@@ -141,7 +141,7 @@ class Plants:
         # Where this machine's kernel hands cores to a program of its own, the file is made by hand. (sudo allows none.)
         self._on_host(
             "core file",
-            # It is to abort: that is what leaves a core.
+            # The process has to abort, because an abort leaves a core.
             "mkdir /var/lib/planted; systemd-run --quiet --wait --property=LimitCORE=infinity --setenv=X=$c"
             " --working-directory=/var/lib/planted python3 -c 'import os; os.abort()' || true;"
             " [ -e /var/lib/planted/core* ] || echo $c > /var/lib/planted/core",

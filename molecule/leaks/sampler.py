@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 PERIOD = 0.05
-# A process changes its arguments when it has just been forked. Later it is asked now and then.
+# A process changes its arguments just after its fork, so look often at first and rarely later.
 YOUNG, RARELY = 2.0, 1.0
 LARGEST = 4 * 2**20
 
@@ -81,7 +81,7 @@ class Files:
 
 
 def main() -> None:
-    # It comes before what it watches, where it may.
+    # The sampler takes a higher priority than what it watches, where it may.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
     processes, files = Processes(), Files(sys.argv[1:])

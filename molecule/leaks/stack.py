@@ -223,7 +223,7 @@ class Stack:
             try:
                 yield
             finally:
-                # It may have ended by itself.
+                # The process may have ended by itself.
                 self.on_host(f"kill {number} || true")
                 self.keep("MONITOR", process.stdout.read())
 
@@ -242,7 +242,7 @@ class Stack:
         for line in self.on_host(f"{PSQL} -c '{verifiers}'").splitlines():
             self.know(*verifier(*line.split("|")))
         key = base64.b64decode(self.on_host("base64 /var/lib/systemd/credential.secret"))
-        # It begins with the identity of the machine.
+        # The file begins with the identity of the machine.
         self.know(Secret("the key of the credentials on the host", "host", key[-256:]))
 
     # Every place
@@ -273,7 +273,7 @@ class Stack:
 
     def ask_services(self) -> None:
         """Keep what the host and its services tell administrators."""
-        # It is no text: a field may hold anything.
+        # The output is not text: a field may hold any bytes.
         journal = self.on_host("journalctl --output=export --all --no-pager | base64 --wrap=0")
         self.keep("journal", base64.b64decode(journal))
         self.keep("systemctl show", self.on_host("systemctl show --all '*'"))

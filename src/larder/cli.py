@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from larder import files, log
-from larder.credentials import Credentials
+from larder import log
+from larder.bars import settings
 from larder.errors import ConfigError, LarderError, RefusedFileError, UnhealthyError
-from larder.pipeline import STAGES
+from larder.operations.credentials import Credentials
+from larder.operations.pipeline import STAGES
 
 EXIT_CODES = """\b
 Exit codes:
@@ -69,7 +70,7 @@ def main(context: click.Context, credentials: Path | None, *, debug: bool) -> No
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help=f"What holds of files, as the inventory says it.  [default: {files.PATH}]",
+    help=f"What holds of files, as the inventory says it.  [default: {settings.PATH}]",
 )
 
 
@@ -96,8 +97,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, judged."""
     given = {name: value for name, value in options.items() if value is not None}
     if "columns" in given:
-        given["columns"] = files.columns(given["columns"])
-    return {name: files.check(name, value) for name, value in given.items()}
+        given["columns"] = settings.columns(given["columns"])
+    return {name: settings.check(name, value) for name, value in given.items()}
 
 
 def _present(paths: tuple[Path, ...]) -> None:
@@ -115,7 +116,7 @@ def _present(paths: tuple[Path, ...]) -> None:
 
 
 def _no_look(path: Path) -> str:
-    from larder.apart import user
+    from larder.bars.reader import user
 
     closed = next((p for p in reversed(path.parents) if not os.access(p, os.X_OK)), path.parent)
     return (
@@ -144,8 +145,8 @@ def load(credentials: Credentials, /, paths: tuple[Path, ...], config: Path | No
     """
     given = _given(options)
     _present(paths)
-    held = files.read(config)
-    from larder.load import load as load_files
+    held = settings.read(config)
+    from larder.bars.load import load as load_files
 
     loaded = load_files(credentials.load_url, paths, held, given)
     if loaded.refused:
@@ -166,10 +167,10 @@ def inspect(paths: tuple[Path, ...], config: Path | None, *, as_json: bool, **op
     """
     given = _given(options)
     _present(paths)
-    chosen = files.read(config).options(given)
-    from larder.apart import Reader
+    chosen = settings.read(config).options(given)
     from larder.bars import candidates
-    from larder.inspection import as_text
+    from larder.bars.reader import Reader
+    from larder.bars.report import as_text
 
     refused = 0
     found: list[dict[str, Any]] = []
@@ -196,7 +197,7 @@ def inspect(paths: tuple[Path, ...], config: Path | None, *, as_json: bool, **op
 @config_option
 def formats(check: Path | None, config: Path | None) -> None:
     """List the formats that files may have: those of the inventory, then those that Larder brings."""
-    held = files.read(check or config)
+    held = settings.read(check or config)
     if check:
         return
     from larder.bars import catalogue
@@ -212,7 +213,7 @@ def formats(check: Path | None, config: Path | None) -> None:
 @pass_credentials
 def compute(credentials: Credentials, *, full: bool) -> None:
     """Compute the features of the symbols whose bars changed."""
-    from larder.compute import compute as compute_features
+    from larder.features.compute import compute as compute_features
 
     compute_features(credentials.pipeline_url, full=full)
 
@@ -232,7 +233,7 @@ days_option = click.option(
 @pass_credentials
 def materialize(credentials: Credentials, days: int, since: datetime | None) -> None:
     """Write the newest feature values to the online store, late and corrected ones too."""
-    from larder.materialize import materialize as materialize_views
+    from larder.operations.materialize import materialize as materialize_views
 
     materialize_views(credentials, days=days, since=since.replace(tzinfo=UTC) if since else None)
 
@@ -267,9 +268,9 @@ def run(
     config: Path | None,
 ) -> None:
     """Run the pipeline: load, compute, materialize. Only one runs at a time, on whichever host."""
-    from larder.pipeline import run as run_stages
+    from larder.operations.pipeline import run as run_stages
 
-    run_stages(credentials, stages, incoming, days=days, metrics_dir=metrics_dir, files=files.read(config))
+    run_stages(credentials, stages, incoming, days=days, metrics_dir=metrics_dir, files=settings.read(config))
 
 
 @main.command(epilog=EXIT_CODES)
@@ -284,7 +285,7 @@ def run(
 @pass_credentials
 def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
     """Bring the feature repository into the registry; prints `changed` or `unchanged`."""
-    from larder.apply import apply as apply_repo
+    from larder.operations.apply import apply as apply_repo
 
     click.echo("changed" if apply_repo(credentials, repo.resolve(), force=force) else "unchanged")
 
@@ -293,7 +294,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
 @pass_credentials
 def due(credentials: Credentials) -> None:
     """Say whether the repository, or a definition, changed since the pipeline last ran: `due` or `not due`."""
-    from larder.apply import due as run_is_due
+    from larder.operations.apply import due as run_is_due
 
     click.echo("due" if run_is_due(credentials) else "not due")
 
@@ -305,7 +306,7 @@ def probe() -> None:
     Reads a JSON list of {purpose, name, content} from standard input, the name being feature_store.yaml, load_url or
     pipeline_url. Each logs in, uses a right of its purpose, and is refused one that it must not have.
     """
-    from larder.probe import probe as probe_credentials
+    from larder.operations.probe import probe as probe_credentials
 
     probe_credentials(sys.stdin)
 
@@ -316,8 +317,8 @@ def probe() -> None:
 @pass_credentials
 def status(credentials: Credentials, max_age: float, *, as_json: bool) -> None:
     """Report views, rows, the newest bar, the last materialization, and the latency of a real online read."""
-    from larder.status import as_text
-    from larder.status import status as get_status
+    from larder.operations.status import as_text
+    from larder.operations.status import status as get_status
 
     result = get_status(credentials, max_age_hours=max_age)
     click.echo(json.dumps(result.as_dict(), indent=2, default=str) if as_json else as_text(result))

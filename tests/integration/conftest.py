@@ -15,7 +15,7 @@ import redis
 import yaml
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from larder.credentials import Credentials
+from larder.operations.credentials import Credentials
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 REPO = Path(__file__).parents[2] / "feature_repo"

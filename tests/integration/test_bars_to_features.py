@@ -11,12 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from larder import compute as computing
-from larder import db, definitions, metrics, pipeline
-from larder.compute import TAKE, compute
+from larder.bars.load import load
 from larder.errors import BusyError, LarderError, RefusedFileError
-from larder.indicators import MEMORY, VIEWS
-from larder.load import load
+from larder.features import compute as computing
+from larder.features import definitions
+from larder.features.compute import TAKE, compute
+from larder.features.indicators import MEMORY, VIEWS
+from larder.operations import metrics, pipeline
+from larder.postgres import tables
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
@@ -276,8 +278,8 @@ def test_where_pgaudit_is_on_nothing_is_copied_into_a_table_itself(url, tmp_path
             f"ALTER DATABASE {connection.info.dbname} SET pgaudit.log = '{'ddl' if audited else 'none'}'"
         )
     copied = set()
-    copy_in = db.copy_in
-    monkeypatch.setattr(db, "copy_in", lambda c, table, rows: copied.add(table) or copy_in(c, table, rows))
+    copy_in = tables.copy_in
+    monkeypatch.setattr(tables, "copy_in", lambda c, table, rows: copied.add(table) or copy_in(c, table, rows))
     load(url, [write(tmp_path / "A.csv", lines(30))])
     assert compute(url) == 30 * 6
     assert {table.startswith("staged_") for table in copied} == {audited}

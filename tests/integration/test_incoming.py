@@ -15,12 +15,12 @@ import pytest
 from fuzz import file_of
 from test_bars_to_features import ADMIN, ask, lines, write
 
-from larder import metrics, pipeline, runs
-from larder import status as reporting
-from larder.compute import compute
+from larder.bars.load import load
 from larder.errors import LarderError, RefusedFileError, SymbolsError
-from larder.indicators import VIEWS
-from larder.load import load
+from larder.features.compute import compute
+from larder.features.indicators import VIEWS
+from larder.operations import metrics, pipeline, runs
+from larder.operations import status as reporting
 
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
 FUZZED = int(os.environ.get("LARDER_FUZZ_FILES", "300"))

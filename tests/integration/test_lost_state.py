@@ -11,11 +11,11 @@ import redis
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from larder.apply import apply
-from larder.compute import compute
-from larder.load import load
-from larder.materialize import materialize
-from larder.status import status
+from larder.bars.load import load
+from larder.features.compute import compute
+from larder.operations.apply import apply
+from larder.operations.materialize import materialize
+from larder.operations.status import status
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("LARDER_TEST_POSTGRES"),
@@ -41,7 +41,7 @@ def stack(url, credentials, online, redis_address, tmp_path):
     config |= {
         "provider": "local",
         "offline_store": {
-            "type": "larder.offline_store.TimescaleOfflineStore",
+            "type": "larder.plugins.offline_store.TimescaleOfflineStore",
             "host": database["host"],
             "port": int(database.get("port", 5432)),
             "database": database["dbname"],
@@ -55,7 +55,7 @@ def stack(url, credentials, online, redis_address, tmp_path):
             "key_ttl_seconds": 31_536_000,
             "skip_dedup": True,
         },
-        "batch_engine": {"type": "larder.compute_engine.DirectComputeEngine"},
+        "batch_engine": {"type": "larder.plugins.compute_engine.DirectComputeEngine"},
         "entity_key_serialization_version": 3,
     }
     credentials.feature_store.write_text(yaml.safe_dump(config))

@@ -12,12 +12,12 @@ import yaml
 from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict
 
-from larder import feast_store, pipeline
-from larder.apply import apply
 from larder.cli import main
-from larder.indicators import VIEWS
-from larder.materialize import materialize
-from larder.status import status
+from larder.features.indicators import VIEWS
+from larder.operations import feast_store, pipeline
+from larder.operations.apply import apply
+from larder.operations.materialize import materialize
+from larder.operations.status import status
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
@@ -41,7 +41,7 @@ class Stack:
         config |= {
             "provider": "local",
             "offline_store": {
-                "type": "larder.offline_store.TimescaleOfflineStore",
+                "type": "larder.plugins.offline_store.TimescaleOfflineStore",
                 "host": given["host"],
                 "port": int(given.get("port") or 5432),
                 "database": given["dbname"],
@@ -50,7 +50,7 @@ class Stack:
                 "sslmode": "prefer",
             },
             "online_store": {"type": "redis", "connection_string": redis_address, "skip_dedup": True},
-            "batch_engine": {"type": "larder.compute_engine.DirectComputeEngine"},
+            "batch_engine": {"type": "larder.plugins.compute_engine.DirectComputeEngine"},
             "materialization": {"pull_latest_features": True},
             "entity_key_serialization_version": 3,
         }

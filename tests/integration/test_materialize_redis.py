@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
 
-DIRECT = "larder.compute_engine.DirectComputeEngine"
+DIRECT = "larder.plugins.compute_engine.DirectComputeEngine"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 FIELDS = {
     "f_double": (Float64, "float8"),
@@ -117,7 +117,7 @@ def store(database, redis_address, tmp_path):
                 registry={"registry_type": "file", "path": str(tmp_path / f"{project}.db")},
                 online_store={"type": "redis", "connection_string": redis_address, **online},
                 offline_store={
-                    "type": "postgres" if engine == "local" else "larder.offline_store.TimescaleOfflineStore",
+                    "type": "postgres" if engine == "local" else "larder.plugins.offline_store.TimescaleOfflineStore",
                     "host": given["host"],
                     "port": int(given.get("port") or 5432),
                     "database": given["dbname"],

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from larder import offline_store
+from larder.plugins import offline_store
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
@@ -174,7 +174,7 @@ def stores(database, tmp_path_factory):
 
     stock = store("postgres")
     stock.apply([K, N, *VIEWS, *KEYED_VIEWS, ON_DEMAND])
-    return stock, store("larder.offline_store.TimescaleOfflineStore")
+    return stock, store("larder.plugins.offline_store.TimescaleOfflineStore")
 
 
 @pytest.fixture(scope="module")

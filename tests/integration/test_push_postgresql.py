@@ -19,7 +19,7 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from redis import Redis
 
-from larder import serve
+from larder.serving import application
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
@@ -29,7 +29,7 @@ project: trading
 provider: local
 registry: {{registry_type: sql, path: "sqlite:///{directory}/registry.db", cache_ttl_seconds: 60}}
 offline_store:
-  type: larder.offline_store.TimescaleOfflineStore
+  type: larder.plugins.offline_store.TimescaleOfflineStore
   host: {host}
   port: {port}
   database: {database}
@@ -118,7 +118,7 @@ def redis():
 class Server:
     def __init__(self, runner, url, redis):
         self.runner, self.url, self.redis = runner, url, redis
-        self.app = serve.create_app()
+        self.app = application.create_app()
         self.lifespan = self.app.router.lifespan_context(self.app)
         runner.run(self.lifespan.__aenter__())
 

@@ -46,7 +46,7 @@ def text_of_readers() -> list[tuple[Path, str]]:
     return [(path, path.read_text(errors="replace")) for path in files if path.name not in DEFINITIONS]
 
 
-def test_there_are_roles(role: Path) -> None:
+def test_every_role_has_an_argument_specification(role: Path) -> None:
     assert (role / "meta/argument_specs.yml").exists(), f"{role.name} has no argument specification"
 
 

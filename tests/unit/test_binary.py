@@ -6,7 +6,7 @@ from datetime import date
 import pyarrow as pa
 import pytest
 
-from larder import binary
+from larder.postgres import binary
 
 
 def test_every_type_and_null():

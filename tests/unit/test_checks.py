@@ -1,4 +1,4 @@
-"""Health checks are answered beside the event loop."""
+"""Health checks are answered by a thread beside the event loop."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from larder import checks
-from larder.checks import Checks
+from larder.serving import checks
+from larder.serving.checks import Checks
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def ask():
     return ask
 
 
-def test_a_busy_worker_is_not_a_dead_one_and_a_stuck_one_is(ask, monkeypatch):
+def test_a_busy_worker_is_ready_and_a_stuck_one_is_not(ask, monkeypatch):
     monkeypatch.setattr(checks, "BEAT_SECONDS", 0.01)
 
     async def main():
@@ -51,7 +51,7 @@ def test_a_busy_worker_is_not_a_dead_one_and_a_stuck_one_is(ask, monkeypatch):
     asyncio.run(main())
 
 
-def test_a_connection_that_says_nothing_holds_no_other_up(ask):
+def test_a_silent_connection_does_not_block_another(ask):
     answers = Checks(ask.address, None, lambda _: (404, {"status": "draining"}))
     try:
         with socket.create_connection(ask.address):

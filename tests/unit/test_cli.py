@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 import larder as larder_package
-from larder import definitions
-from larder.apply import fingerprint
 from larder.cli import main
-from larder.credentials import Credentials
 from larder.errors import ConfigError
+from larder.features import definitions
+from larder.operations.apply import fingerprint
+from larder.operations.credentials import Credentials
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import yaml
 from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView, ValueType
 from feast.types import Float64, Int64
 
-from larder.indicators import INTEGERS, VIEWS
+from larder.features.indicators import INTEGERS, VIEWS
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 TABLES = {table["name"]: table for table in yaml.safe_load((REPO / "tables.yml").read_text())["tables"]}
@@ -58,7 +58,7 @@ def test_a_bar_may_have_no_volume_but_has_its_prices():
     assert nullable == ["volume"]
 
 
-def test_there_is_nothing_else(objects):
+def test_the_repository_has_no_other_objects(objects):
     assert set(objects[FeatureView]) == {*VIEWS, "market_features"}
     assert set(objects[OnDemandFeatureView]) == {"price_change"}
     assert [f.name for f in objects[FeatureService]["trading_signals"].feature_view_projections[0].features] == [

@@ -30,7 +30,7 @@ NONE = {
     "firewall": None,
     "authorities": None,
 }
-GIVE_UP = "; use another host, or give it up with x_take_over: true"
+GIVE_UP = "; use another host, or let Larder take it over with x_take_over: true"
 DEBIAN_HBA = """# PostgreSQL Client Authentication Configuration File
 local   all             postgres                                peer
 # TYPE  DATABASE        USER            ADDRESS                 METHOD
@@ -68,7 +68,7 @@ def cluster(root: Path, hba: str = DEBIAN_HBA, *, runs: bool = True) -> Path:
 POSTGRESQL = {"cluster": "17/main", "database": "feast"}
 
 
-def test_an_unused_cluster_is_nobodys(root: Path) -> None:
+def test_an_unused_cluster_is_not_reported(root: Path) -> None:
     cluster(root)
     assert sentences(0, "", postgresql=POSTGRESQL) == []
     assert sentences(0, "feast\n", postgresql=POSTGRESQL) == []
@@ -113,7 +113,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def test_a_redis_as_debian_brought_it_is_nobodys(root: Path) -> None:
+def test_an_unused_redis_is_not_reported(root: Path) -> None:
     path = write(root / "etc/redis/redis.conf", f"port {free_port()}\ndir {root}\n")
     digest = foreign.hashlib.md5(path.read_bytes()).hexdigest()
     assert sentences(0, f"\n {path} {digest}\n", redis=REDIS) == []
@@ -228,9 +228,7 @@ def test_a_firewall_that_drops_the_stacks_ports_is_named_before_the_first_run(ro
     text = json.dumps(RULESET)
     look = {"ports": [6379, 6566, "8443"], "ours": "/etc/larder-firewall.nft"}
     (sentence,) = sentences(0, text, firewall=look)
-    assert sentence.startswith(
-        "its firewall (inet filter input) drops what it does not name, and does not name the ports 8443"
-    )
+    assert sentence.startswith("its firewall (inet filter input) drops by default and has no rule for the ports 8443")
     assert sentences(0, text, firewall=look | {"ports": [6379, 6568]}) == []
     assert sentences(0, text.replace('"drop"', '"accept"'), firewall=look) == []
     assert sentences(1, firewall=look) == []
@@ -247,7 +245,7 @@ def test_a_host_of_another_larder_is_named_and_one_in_the_middle_of_a_rotation_i
     write(root / "etc/larder/tls/redis/current/ca.crt", pem("old\nCA") + pem("other"))
     assert sentences(authorities=[pem("new"), pem("oldCA")]) == []
     (sentence,) = sentences(authorities=[pem("new")])
-    assert "it belongs to another Larder: what it trusts for redis" in sentence
+    assert "it belongs to another Larder: the CA that it trusts for redis" in sentence
     assert sentences(authorities=[pem("new")], given_up=True) == []
 
 

@@ -29,7 +29,7 @@ PROCESSES = """#<PID>          <type>          <reloads>       <uptime>        <
 """
 
 
-def test_processes_that_a_reload_left_behind_are_told_too() -> None:
+def test_processes_that_a_reload_left_behind_are_updated() -> None:
     assert haproxy_tokens.parse_workers(PROCESSES) == [2290, 2190]
 
 
@@ -88,7 +88,7 @@ def master(path: Path, tokens: dict[str, str]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("check", [False, True])
-def test_a_process_is_told_what_differs_and_nothing_else(tmp_path: Path, check: bool) -> None:
+def test_a_process_gets_only_the_differences(tmp_path: Path, check: bool) -> None:
     with master(tmp_path / "master.sock", {OLD: "reader", "same": "writer", "moved": "reader"}) as changes:
         haproxy = haproxy_tokens.HAProxy(str(tmp_path / "master.sock"))
         assert haproxy.tell(1, "map", {"same": "writer", "moved": "writer", NEW: "reader"}, check=check)
@@ -96,11 +96,11 @@ def test_a_process_is_told_what_differs_and_nothing_else(tmp_path: Path, check: 
     assert changes == ([] if check else wanted)
 
 
-def test_a_process_that_agrees_is_told_nothing(tmp_path: Path) -> None:
+def test_a_process_with_an_equal_map_gets_no_command(tmp_path: Path) -> None:
     with master(tmp_path / "master.sock", {NEW: "reader"}) as changes:
         assert not haproxy_tokens.HAProxy(str(tmp_path / "master.sock")).tell(1, "map", {NEW: "reader"}, check=False)
     assert changes == []
 
 
-def test_where_nothing_runs_nobody_is_told(tmp_path: Path) -> None:
+def test_without_a_process_there_are_no_workers(tmp_path: Path) -> None:
     assert haproxy_tokens.HAProxy(str(tmp_path / "none.sock")).workers() == []

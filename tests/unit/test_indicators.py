@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larder.indicators import MEMORY, TOTALS, VIEWS, Bars, compute
+from larder.features.indicators import MEMORY, TOTALS, VIEWS, Bars, compute
 
 FEATURES = {name: view for view, names in VIEWS.items() for name in names}
 STANDARD_DEVIATION = {"bb_upper", "bb_lower", "bb_width", "std_20", "hist_volatility_20"}

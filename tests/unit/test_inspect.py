@@ -11,8 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from larder import files
-from larder.bars import Options
+from larder.bars import Options, settings
 from larder.cli import main
 from larder.errors import ConfigError
 
@@ -58,7 +57,7 @@ def test_json_is_for_programs(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", "from larder.cli import main; main()", "inspect", "--json", str(tmp_path)],
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[2])},
     )
     assert result.returncode == 3
     told = {Path(one["file"]).name: one for one in json.loads(result.stdout)}
@@ -128,7 +127,7 @@ def test_a_file_that_is_not_there_is_told_from_one_in_a_folder_that_may_not_be_e
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
-def test_who_may_not_look_is_told_so(tmp_path):
+def test_a_missing_permission_is_reported(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(0o000)
     result = larder("inspect", closed / "x.csv")
@@ -176,18 +175,18 @@ def test_wrong_settings_are_one_sentence(tmp_path, values, says):
 
 
 def test_settings_that_are_given_must_be_there_and_those_of_the_host_need_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PATH", tmp_path / "files.yml")
-    assert files.read() == files.Files()
+    monkeypatch.setattr(settings, "PATH", tmp_path / "files.yml")
+    assert settings.read() == settings.Files()
     with pytest.raises(ConfigError, match="does not exist"):
-        files.read(tmp_path / "other.yml")
+        settings.read(tmp_path / "other.yml")
 
 
 def test_a_comma_belongs_to_a_columns_name_unless_a_field_follows():
-    assert files.columns("close=Price, USD,date=Day") == {"close": "Price, USD", "date": "Day"}
+    assert settings.columns("close=Price, USD,date=Day") == {"close": "Price, USD", "date": "Day"}
 
 
 def test_options_hold_what_was_given_and_what_the_inventory_says():
-    held = files.Files(max_rejected=0.1, first_bar_date=date(2000, 1, 1))
+    held = settings.Files(max_rejected=0.1, first_bar_date=date(2000, 1, 1))
     assert held.options({"zone": "Asia/Tokyo", "resample": "1d"}) == Options(
         zone="Asia/Tokyo", resample=True, max_rejected=0.1, first_day=date(2000, 1, 1)
     )

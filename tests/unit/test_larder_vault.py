@@ -97,7 +97,7 @@ def test_a_token_is_renewed_in_every_form(text: str) -> None:
     assert larder_vault.renewed(new, RULES, [], NEW)[1] == ["gateway_tokens.reader", "gateway_tokens.writer"]
 
 
-def test_what_is_not_known_stays_byte_for_byte() -> None:
+def test_unknown_values_stay_byte_for_byte() -> None:
     text = (
         "# first\ncertificate_provided:   {gateway: {certificate: PEM, private_key: KEY}}\nbackup_passphrase: a\n"
         "archive_secrets: {archive_passphrase: b}\nmine:\n  serve: c\n  push: [d,   e]\nredis_passwords: {mine: f}\n"
@@ -105,7 +105,7 @@ def test_what_is_not_known_stays_byte_for_byte() -> None:
     assert larder_vault.renewed(text, RULES, [], NEW) == (text, [], [])
 
 
-def test_what_refers_to_something_else_is_left_and_named() -> None:
+def test_templates_are_left_and_named() -> None:
     text = "redis_passwords:\n  serve: '{{ lookup(\"x\") }}'\n  push: a\ngateway_tokens: '{{ tokens }}'\n"
     new, names, left = larder_vault.renewed(text, RULES, [], NEW)
     assert (names, left) == (
@@ -144,7 +144,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_read_is_refused_without_being_shown(text: str) -> None:
+def test_an_unreadable_vault_is_refused_without_showing_it(text: str) -> None:
     for wanted in ([], [CANARY]):
         with pytest.raises(larder_vault.VaultError) as refusal:
             larder_vault.renewed(text, RULES, wanted, NEW)
@@ -177,7 +177,7 @@ PARTIAL = {
 
 
 @pytest.mark.parametrize("text", PARTIAL.values(), ids=PARTIAL)
-def test_what_is_missing_is_added_and_nothing_else_changes(text: str) -> None:
+def test_missing_secrets_are_added_and_nothing_else_changes(text: str) -> None:
     new, names = larder_vault.completed(text, RULES, [], NEW)
     before, after = plain(meaning(text)), plain(meaning(new))
     for variable, rule in RULES.items():
@@ -196,7 +196,7 @@ def test_what_is_missing_is_added_and_nothing_else_changes(text: str) -> None:
     assert len(larder_vault.renewed(new, RULES, [], NEW)[1]) == 5
 
 
-def test_what_another_file_of_the_inventory_holds_is_not_added() -> None:
+def test_secrets_of_other_inventory_files_are_not_added() -> None:
     elsewhere = ["redis_passwords.serve", "redis_passwords.push", "redis_passwords.admin", "certificate_authorities"]
     new, names = larder_vault.completed("a: b\n", RULES, elsewhere, NEW)
     assert names == ["gateway_tokens.reader", "gateway_tokens.writer", "archive_secrets.archive_passphrase"]

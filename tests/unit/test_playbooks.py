@@ -1,4 +1,4 @@
-"""What tests read of Ansible is the same whoever runs them; and Ansible starts for whoever calls it."""
+"""Ansible's output in tests does not depend on the caller, and Ansible starts in any locale."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_recap_tells_what_changed_on_which_host(run: subprocess.CompletedProcess
     assert playbooks.changed(run.stdout) == {"one": 1, "two": 0}
 
 
-def test_a_line_that_looks_like_a_recap_is_none() -> None:
+def test_only_the_recap_is_read_for_changes() -> None:
     assert playbooks.changed("one : ok=1 changed=7 \nPLAY RECAP ***\none   : ok=3    changed=2    unreachable=0\n") == {
         "one": 2
     }
@@ -73,7 +73,7 @@ def test_output_is_the_same_whatever_the_caller_has_set(
     assert again.stderr == run.stderr
 
 
-def test_settings_of_the_caller_are_not_those_of_the_run_but_the_vault_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ignores_the_callers_settings_except_the_vault_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANSIBLE_ROLES_PATH", "/nowhere")
     monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", "/password")
     given = playbooks.environment(ANSIBLE_LOG_PATH="/log")
@@ -98,7 +98,7 @@ def test_ansible_starts_from_any_locale_and_without_activation(locale: dict[str,
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_a_locale_that_works_stays() -> None:
+def test_a_working_locale_stays() -> None:
     code = "import controller_start, os; print(os.environ.get('LC_ALL'), os.environ['LC_CTYPE'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -111,7 +111,7 @@ def test_a_locale_that_works_stays() -> None:
     assert done.stdout == "None C.UTF-8\n"
 
 
-def test_whoever_starts_ansible_does_so_in_this_environment() -> None:
+def test_every_test_starts_ansible_in_this_environment() -> None:
     """Molecule forces colours on, and a test that takes its environment as it is reads them in what Ansible says."""
     sources = [path for folder in ("molecule", "tests", "bench") for path in playbooks.ROOT.glob(f"{folder}/**/*.py")]
     start = re.compile(r'"ansible-(playbook|vault|inventory)"')

@@ -168,19 +168,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         with_secret("redis_passwords", serve=[LONG, f"{LONG} 2"]),
         "redis_passwords.serve is no text and must be: put it in quotes.",
     ),
-    "no authority": (
+    "no CA": (
         {"certificate_authorities": []},
-        "all hosts: certificate_authorities must be a list of one authority or two",
+        "all hosts: certificate_authorities must be a list of one CA or two",
     ),
-    "an authority that is none": (
+    "a CA certificate that is none": (
         {"certificate_authorities": [authority(ca=False)]},
-        "certificate_authorities[0].certificate is no authority's: its basic constraints do not say CA:TRUE.",
+        "certificate_authorities[0].certificate is not a CA's: its basic constraints do not say CA:TRUE.",
     ),
-    "an authority that ended": (
+    "a CA that ended": (
         {"certificate_authorities": [authority(days=-1)]},
         "certificate_authorities[0].certificate ended on ",
     ),
-    "another authority's key": (
+    "another CA's key": (
         {"certificate_authorities": [AUTHORITY | {"private_key": authority()["private_key"]}]},
         "certificate_authorities[0].private_key is not the one of its certificate.",
     ),
@@ -188,7 +188,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"certificate_authorities": [AUTHORITY | {"private_key": "secret"}]},
         "certificate_authorities[0].private_key is no private key in PEM without a passphrase",
     ),
-    "an authority that is a word": (
+    "a CA that is a word": (
         {"certificate_authorities": ["test"]},
         "certificate_authorities[0] must hold a certificate and its private_key, both in PEM.",
     ),
@@ -340,7 +340,7 @@ def test_all_faults_are_shown_together(tmp_path: Path, capsys: pytest.CaptureFix
     ],
     ids=str,
 )
-def test_what_only_a_run_knows_and_what_is_not_the_stacks_is_no_fault(
+def test_unknown_facts_and_foreign_variables_are_no_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], variables: dict[str, Any]
 ) -> None:
     assert faults(write_inventory(tmp_path, variables), capsys) == []
@@ -612,7 +612,7 @@ def run_that_is_killed(answer: Connection) -> None:
     time.sleep(60)
 
 
-def test_a_run_that_was_killed_is_not_taken_for_one_that_lives_for_ever() -> None:
+def test_a_killed_run_does_not_hold_the_lock_for_ever() -> None:
     answer, to_tell = multiprocessing.Pipe()
     run = multiprocessing.get_context("fork").Process(target=run_that_is_killed, args=[to_tell])
     run.start()
@@ -633,7 +633,7 @@ def test_a_second_run_on_an_inventory_is_refused_while_the_first_lives(tmp_path:
     assert preflight.lock_fault(lock, os.getpid()) is None
 
 
-def test_a_later_process_with_the_number_of_the_first_is_not_the_first(tmp_path: Path) -> None:
+def test_a_later_process_of_the_same_number_does_not_hold_the_lock(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(f"{os.getppid()} 1")
     assert preflight.lock_fault(tmp_path / ".lock", os.getpid()) is None
 
@@ -678,7 +678,7 @@ class TestPlaybook:
         assert contacted
         assert code == 4
         assert "fatal: [cache1]: UNREACHABLE!" in output
-        assert "TASK [The hosts are right]" not in output
+        assert "TASK [Check the facts of the hosts]" not in output
 
     def test_memory_is_asked_of_the_host(self, tmp_path: Path, run: Any) -> None:
         inventory = write_inventory(tmp_path / "inventory", {"redis_maxmemory": "4000gb"})
@@ -717,7 +717,7 @@ class TestPlaybook:
         ("first_bar_date", "2970-01-01", "must be a day of the past"),
     ],
 )
-def test_what_holds_of_files_of_bars_is_judged_by_the_pipelines_own_code(name: str, value: Any, says: str) -> None:
+def test_settings_for_files_of_bars_are_checked_by_the_pipelines_own_code(name: str, value: Any, says: str) -> None:
     host = preflight.Host("pipeline1", {f"pipeline_{name}"}, {f"pipeline_{name}": value})
     found = [*preflight.file_faults(host)]
     assert len(found) == bool(says)

@@ -35,7 +35,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from larder import push, serve
+from larder.serving import application, push
 
 CONFIG = """
 project: trading
@@ -120,7 +120,7 @@ class Server:
 
     def __init__(self, runner, directory, redis):
         self.runner, self.directory, self.redis = runner, directory, redis
-        self.app = serve.create_app()
+        self.app = application.create_app()
         self.lifespan = self.app.router.lifespan_context(self.app)
         runner.run(self.lifespan.__aenter__())
 

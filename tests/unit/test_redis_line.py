@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from larder.redis_line import Line
+from larder.serving.redis_line import Line
 
 PASSWORD = "correct horse"
 
@@ -87,7 +87,7 @@ def test_everyone_gets_their_own_replies(options, run):
 
 
 @pytest.mark.parametrize("late", [True, False], ids=["the reply comes late", "the reply never comes"])
-def test_a_reply_that_comes_too_late_is_nobodys(options, late):
+def test_a_late_reply_reaches_no_other_request(options, late):
     """The connection is given up: the next request neither waits behind the last one nor gets its reply."""
 
     async def main():
@@ -109,7 +109,7 @@ def test_a_reply_that_comes_too_late_is_nobodys(options, late):
     asyncio.run(main())
 
 
-def test_a_wrong_password_is_no_line(options):
+def test_a_wrong_password_is_refused(options):
     async def main():
         with pytest.raises(RedisConnectionError):
             await Line(Redis(**options | {"password": "wrong"})).ask(echo(b""), 1)

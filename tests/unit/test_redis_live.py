@@ -53,7 +53,7 @@ def test_sessions_of_a_user_who_was_switched_off_end() -> None:
     assert users_without_a_former_password({"serve": user("a")}, {"serve": user("a", state="off")}) == ["serve"]
 
 
-def test_the_order_of_users_and_rules_means_nothing() -> None:
+def test_the_order_of_users_and_rules_does_not_matter() -> None:
     one = ["user a on #1 +ping +hmget -@all", "user b off"]
     assert parse_acl(one) == parse_acl(["user b off ", "user a on -@all +hmget #1 +ping", ""])
 
@@ -89,7 +89,7 @@ def test_settings_that_changed_are_set_together() -> None:
     assert server.sets == [{"tls-cert-file": "b", "tls-key-file": "b"}]
 
 
-def test_what_cannot_change_live_keeps_no_other_setting_from_it() -> None:
+def test_a_setting_that_cannot_change_live_does_not_block_the_others() -> None:
     refused = {"databases": "can't set immutable config", "dir": "can't set protected config"}
     server = Server({"databases": "16", "dir": "/", "hz": "10"}, refused)
     changed, restart = redis_live.change_settings(

@@ -40,7 +40,7 @@ other: stays
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Path:
-    """Return an encrypted vault, made by a first authority."""
+    """Return an encrypted vault, with a first CA."""
     path = tmp_path / "inventory/group_vars/all/vault.yml"
     path.parent.mkdir(parents=True)
     (tmp_path / "inventory/hosts.yml").write_text("all: {}\n")
@@ -79,7 +79,7 @@ def load(text: str) -> dict[str, Any]:
     return loaded
 
 
-def test_all_get_fresh_values_and_nothing_else_changes(vault: Path) -> None:
+def test_all_secrets_get_fresh_values_and_nothing_else_changes(vault: Path) -> None:
     write(vault, VAULT)
     done = renew(vault)
     assert done.returncode == 0, done.stdout
@@ -100,7 +100,7 @@ def test_all_get_fresh_values_and_nothing_else_changes(vault: Path) -> None:
     assert command("ansible-vault", vault, "view", former).stdout == VAULT
 
 
-def test_chosen_ones_alone(vault: Path) -> None:
+def test_only_the_chosen_secrets_change(vault: Path) -> None:
     write(vault, VAULT)
     assert renew(vault, "redis_passwords.serve,gateway_tokens").returncode == 0
     before, after = load(VAULT), load(read(vault))
@@ -110,7 +110,7 @@ def test_chosen_ones_alone(vault: Path) -> None:
     assert after["certificate_generation"] == 7
 
 
-def test_a_new_authority_is_trusted_then_signs_and_then_the_old_one_goes(vault: Path) -> None:
+def test_a_new_ca_is_trusted_then_signs_and_then_the_old_one_goes(vault: Path) -> None:
     (vault.parents[2] / "hosts.yml").write_text("all: {}\n")
     (vault.parents[2] / ".vault_password").write_text("correct horse")
     made = command("ansible-playbook", vault, "-i", vault.parents[2], "ansible/init_secrets.yml")
@@ -137,7 +137,7 @@ def test_a_new_authority_is_trusted_then_signs_and_then_the_old_one_goes(vault: 
         ("backup_passphrase", "a passphrase opens what was closed with it, and is never made anew"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(vault: Path, secrets: str, sentence: str) -> None:
+def test_an_impossible_request_is_reported_and_changes_nothing(vault: Path, secrets: str, sentence: str) -> None:
     write(vault, VAULT)
     before = vault.read_bytes()
     done = renew(vault, secrets)

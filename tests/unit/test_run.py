@@ -82,9 +82,7 @@ def test_last_line_is_the_sum_and_nothing_else(ends: Callable[..., str]) -> None
     assert ends(1, one="true", two="false").endswith(" s in all\n1 passed, 1 failed\n")
 
 
-def test_it_says_where_the_log_is_and_shows_what_went_wrong_without_colours(
-    ends: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_failed_part_shows_its_log_and_its_errors_without_colours(ends: Callable[..., str], tmp_path: Path) -> None:
     wrong = "\\033[0;31mfatal: [cache1]: FAILED!\\033[0m\\n" + "line\\n" * 30
     said = ends(1, redis=f"printf '{wrong}'; exit 1")
     assert said.startswith("==> redis; output in .larder/test/redis.log\n")
@@ -109,7 +107,7 @@ def test_a_scenario_has_the_environment_of_the_caller(run: ModuleType, monkeypat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stopped_by_a_signal_it_leaves_neither_process_nor_host(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_run_stopped_by_a_signal_leaves_neither_process_nor_host(tmp_path: Path, number: signal.Signals) -> None:
     """A part whose command started others, and a molecule that writes down what it is called with."""
     programs = tmp_path / "bin"
     programs.mkdir()

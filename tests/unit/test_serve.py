@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 
-from larder import drain, serve
+from larder.serving import application, drain
 
 SECRET = "s3cret-in-the-file"
 CONFIG = """
@@ -90,7 +90,7 @@ def not_ready(why):
 
 @asynccontextmanager
 async def running():
-    app = serve.create_app()
+    app = application.create_app()
     async with app.router.lifespan_context(app):
         yield app
 
@@ -116,7 +116,7 @@ def test_an_instance_with_features_is_ready(directory):
 def test_an_online_store_that_says_nothing_is_not_ready_within_the_time_of_a_check(directory, monkeypatch):
     """It takes connections, and has no time limit of its own."""
     apply(directory)
-    monkeypatch.setattr(serve, "READY_SECONDS", 0.3)
+    monkeypatch.setattr(application, "READY_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = yaml.safe_load(CONFIG.format(directory=directory, mode="verify"))
         config["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{silent.getsockname()[1]}"}
@@ -132,7 +132,7 @@ def test_an_online_store_that_says_nothing_is_not_ready_within_the_time_of_a_che
 
 def test_a_check_of_readiness_ends_before_the_gateway_gives_it_up():
     template = (Path(__file__).parents[2] / "roles/gateway/templates/haproxy.cfg.j2").read_text()
-    assert int(re.search(r"timeout check (\d+)s", template)[1]) > serve.READY_SECONDS
+    assert int(re.search(r"timeout check (\d+)s", template)[1]) > application.READY_SECONDS
 
 
 def test_an_instance_that_drains_is_not_found_but_serves(directory):
@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_used_is_not_quoted(directory):
         f"project: trading\nprovider: local\nonline_store: {{type: redis, pass: {SECRET}}}\n"
     )
     with pytest.raises(SystemExit) as raised:
-        serve.create_app()
+        application.create_app()
     assert SECRET not in str(raised.value)
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
@@ -282,7 +282,7 @@ def exchange(monkeypatch):
     }.items():
         monkeypatch.setenv(f"LARDER_{name}", value)
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/")
-    protocol = importlib.import_module("larder.gunicorn").Protocol
+    protocol = importlib.import_module("larder.serving.gunicorn").Protocol
 
     async def main(app, written):
         sent = []

@@ -46,7 +46,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def test_a_bare_host_is_no_lost_one(tmp_path: Path) -> None:
+def test_a_bare_host_has_no_lost_cluster(tmp_path: Path) -> None:
     host = Host(tmp_path / "main", tmp_path / "marker", tmp_path / "larder.conf")
     assert host.says() == ""
     host.data.mkdir()
@@ -84,7 +84,7 @@ def test_a_link_to_a_volume_that_is_away_is_a_lost_cluster(tmp_path: Path, host:
     assert "does not exist" in host.says()
 
 
-def test_what_is_there_is_never_replaced(host: Host) -> None:
+def test_existing_files_are_never_replaced(host: Host) -> None:
     make(host.data, 4711, "16")
     expected = f"PostgreSQL's data directory {host.data} holds a cluster of PostgreSQL 16, not 17: {MOUNT}"
     assert host.says() == host.says(recreate=True) == expected

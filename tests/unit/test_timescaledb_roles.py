@@ -42,7 +42,7 @@ def plan(actual=PRESENT, rights=RIGHTS, verifier="verifier"):
     return module.plan(WANTED, {"feast_serve": verifier}, "feast", actual, rights)
 
 
-def test_what_is_as_declared_is_left_alone():
+def test_declared_roles_are_left_alone():
     assert plan() == ([], {})
 
 
@@ -73,7 +73,7 @@ def test_a_verifier_never_stands_among_the_statements():
         ("feast_serve_g1", {"member_of": ["feast_serve", "feast_load"]}, 'REVOKE "feast_load" FROM "feast_serve_g1"'),
     ],
 )
-def test_what_somebody_changed_is_changed_back(role, found, statement):
+def test_changes_by_hand_are_undone(role, found, statement):
     statements, verifiers = plan(PRESENT | {role: PRESENT[role] | found})
     assert statements[0].startswith(statement)
     assert verifiers == {}

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from larder import turns as module
-from larder.turns import MOST_REST, Pieces, Turns
+from larder.serving import turns as module
+from larder.serving.turns import MOST_REST, Pieces, Turns
 
 
 def test_a_client_with_one_request_waits_for_none_that_came_after_its_turn():

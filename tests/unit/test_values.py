@@ -67,7 +67,7 @@ def test_every_variable_has_a_rule_or_a_reason_why_none(role: Path) -> None:
     assert known.keys() - needless - rules.keys() == set()
 
 
-def test_every_rule_is_one() -> None:
+def test_every_rule_is_valid() -> None:
     def check(rule: Any) -> None:
         kinds = [kind for kind in ("form", "each", "keys", "fields", "secrets", "any") if kind in rule]
         assert len(kinds) == 1, rule
@@ -367,7 +367,7 @@ NONSENSE: dict[str, list[Any]] = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in NONSENSE.items() for value in values], ids=repr
 )
-def test_nonsense_is_refused(name: str, value: Any) -> None:
+def test_a_wrong_value_is_refused(name: str, value: Any) -> None:
     assert [*larder_values.faults(name, value, RULES[name])]
 
 
@@ -434,7 +434,7 @@ SENSE: dict[str, list[Any]] = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in SENSE.items() for value in values], ids=repr
 )
-def test_sense_is_accepted(name: str, value: Any) -> None:
+def test_a_right_value_is_accepted(name: str, value: Any) -> None:
     assert [*larder_values.faults(name, value, RULES[name])] == []
 
 

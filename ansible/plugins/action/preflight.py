@@ -1,7 +1,7 @@
 """Judge an inventory and its variables on the controller, before any host is touched.
 
-Nothing here connects anywhere. What Jinja cannot evaluate yet, such as a fact, is unknown and is not judged. A fault is
-one sentence that says where it is, which variable, what it holds and what is allowed; what is in a vault never appears.
+The plugin opens no connection. A value that Jinja cannot evaluate yet, such as a fact, is unknown and is not judged. A
+fault is one sentence: where it is, which variable, what it holds and what is allowed. Nothing from a vault appears.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ sys.path.append(str(Path(__file__).parents[3] / "src"))  # the package that the 
 import larder_values
 
 SHORTEST_SECRET = 16
-# What has a certificate.
+# The services that have a certificate.
 SERVICES = ("timescaledb", "redis", "feast", "gateway")
-# From the vault too, but not by purpose.
+# Secrets from the vault that have no purposes.
 PAIRS = ("certificate_authorities", "certificate_provided")
 # Facts of the role larder that may differ between hosts.
 PER_HOST = {"larder_address", "larder_secure_logging"}
 TYPES = {"bool": "true or false", "dict": "a dictionary", "int": "an integer", "list": "a list", "str": "text"}
-# Where services listen: on hosts of this group, at these addresses.
+# By group, the variable that holds the addresses at which its hosts' service listens.
 LISTENERS = {
     "gateway": "gateway_bind_address",
     "redis": "redis_bind",
     "timescaledb": "timescaledb_listen_addresses",
 }
-# Variables of which none may be in, or be, the directory of another.
+# Directories of which none may be another one, or be inside it.
 DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics")
 WORKER_BYTES = 200 * 2**20
-# Large, and no user's.
+# Variables that Ansible itself makes, and that are large.
 MAGIC = {"ansible_facts", "ansible_local", "groups", "hostvars", "vars"}
 
 Groups = Mapping[str, Sequence[str]]
@@ -60,7 +60,7 @@ Specs = Mapping[str, Mapping[str, Mapping[str, Any]]]  # role, variable, its opt
 
 
 class Unevaluated(Enum):
-    """What stands for a value that could not be evaluated."""
+    """Stands for a value that could not be evaluated."""
 
     UNKNOWN = "it refers to a fact, or to something else that only a run knows"
     BROKEN = "Jinja refuses it, or it refers to a variable that no role has"
@@ -93,7 +93,7 @@ def inline(value: Any) -> Iterator[str]:
 
 
 class Secrecy:
-    """What no message may hold: secrets and the values of vaults, wherever else they are."""
+    """The texts that no message may hold: secrets and the values of vaults, wherever else these stand."""
 
     def __init__(
         self, secret: Mapping[str, Any] | None = None, values: Iterable[Any] = (), public: Iterable[str] = ()
@@ -108,7 +108,7 @@ class Secrecy:
         self.held = {text for text in held if not any(text in word for word in public)}
 
     def hides(self, value: Any) -> bool:
-        """Whether a value is, holds, or is a part of a secret; of one that is short, whether it is one."""
+        """Whether a value is, holds, or is a part of a secret; a short value: whether it is a secret."""
         return any(
             text in self.held
             or any((len(held) >= 4 and held in text) or (len(text) >= 8 and text in held) for held in self.held)
@@ -116,7 +116,7 @@ class Secrecy:
         )
 
     def show(self, name: str, value: Any) -> str:
-        """Return a variable's value for a message, or what kind of value it is where that is all one may know."""
+        """Return a variable's value for a message; of a secret value, only its type."""
         if name in self.names or self.hides(value):
             if isinstance(value, str | bytes):
                 return f"text of {len(value)} characters (not shown)"
@@ -214,7 +214,7 @@ def name_faults(host: Host, specs: Specs) -> Iterator[str]:
 def value_faults(host: Host, specs: Specs, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
     """Every variable has the type, the choice and the meaning that its role's specification and values.yml say."""
     options = {name: option for role in specs.values() for name, option in role.items()}
-    # A default that is computed is right where that is of which it is computed: ansible_host, or a variable of a role.
+    # A computed default is not judged: what it is computed from is, such as ansible_host or another variable.
     given = {*host.given, "larder_address"} & options.keys() - {*PAIRS}
     for name in sorted(name for name in given if "secrets" not in rules.get(name, {})):
         value, option, rule = host.get(name), options[name], rules.get(name, {})
@@ -245,7 +245,7 @@ def type_faults(host: Host, name: str, option: Mapping[str, Any]) -> Iterator[st
     value, kind = host.get(name), option.get("type", "str")
     try:
         errors = ArgumentSpecValidator({name: option}).validate({name: value}).error_messages
-    except (TypeError, ValueError):  # it sorts names, of which one is no text
+    except (TypeError, ValueError):  # it sorts a dictionary's keys, of which one is no text
         errors = ["a name in it is no text"]
     if errors:
         told = kind in {"dict", "list"} and name not in host.secrecy.names and not host.secrecy.hides(value)
@@ -300,7 +300,7 @@ def pair_faults(where: str, entry: Any, *, signs: bool = False, key: bool = True
         yield f"{where}.certificate is no certificate in PEM"
         return
     if signs and not is_authority(certificate):
-        yield f"{where}.certificate is no authority's: its basic constraints do not say CA:TRUE"
+        yield f"{where}.certificate is not a CA's: its basic constraints do not say CA:TRUE"
     if certificate.not_valid_after_utc < datetime.now(UTC):
         yield f"{where}.certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d}"
     if key:
@@ -321,15 +321,15 @@ def is_authority(certificate: x509.Certificate) -> bool:
 
 
 def certificate_faults(host: Host) -> Iterator[str]:
-    """The authorities can sign what the stack makes, and certificates of one's own can be used."""
+    """The CAs can sign what the stack makes, and the user's own certificates can be used."""
     name, entries = "certificate_authorities", host.get("certificate_authorities")
     if name not in host.given:
         yield f"{name} is unset; ansible/init_secrets.yml writes a vault with one"
     elif not isinstance(entries, list) or not entries:
-        yield f"{name} must be a list of one authority or two, each with certificate and private_key"
+        yield f"{name} must be a list of one CA or two, each with certificate and private_key"
     else:
         for number, entry in enumerate(entries):
-            # The first signs; of another one, the certificate is enough.
+            # The first CA signs, so it needs its private key; of another one the certificate is enough.
             yield from pair_faults(f"{name}[{number}]", entry, signs=True, key=number == 0)
     provided = host.get("certificate_provided")
     if not isinstance(provided, Mapping | Unevaluated):
@@ -359,7 +359,7 @@ def secret_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.
             continue
         for other in secrets:
             if other not in purposes:
-                # Not by its name: that may be a secret, where a line was lost.
+                # The message does not show the name: where a line was lost, the name may be a secret.
                 meant = hint(other, purposes) if isinstance(other, str) else ""
                 yield f"{variable} has an entry for no purpose of the stack{meant}; there are {', '.join(purposes)}"
         for purpose in purposes:
@@ -388,13 +388,13 @@ def memory_faults(host: Host, groups: Groups) -> Iterator[str]:
     if redis >= memory:
         yield f"{host.show('redis_maxmemory')} and must be less than the host's memory, {memory} MiB"
     elif host.name in groups.get("timescaledb", ()) and share and redis + share / 4 > memory:
-        # A quarter of what PostgreSQL may count on is its own, its shared_buffers; the rest is the page cache's.
+        # PostgreSQL itself takes a quarter of its share, as shared_buffers; the rest is the page cache's.
         both = f"{host.show('redis_maxmemory')} and {host.show('timescaledb_memory_mb')}"
         yield f"{both}; the first and a quarter of the second must be less than the host's memory, {memory} MiB"
 
 
 def count(host: Host, name: str) -> int | None:
-    """Return a variable that is a whole number; None where value_faults says that it is none."""
+    """Return a variable as a whole number; None where value_faults reports that it is none."""
     value = host.get(name)
     held = None if isinstance(value, Unevaluated) else larder_values.scalar(value)
     return int(held) if held and re.fullmatch(r"[0-9]{1,18}", held) else None
@@ -433,7 +433,7 @@ def time_faults(host: Host) -> Iterator[str]:
 
 
 def size_faults(host: Host) -> Iterator[str]:
-    """What is a part of something is not larger, and what needs memory has it."""
+    """No part is larger than its whole, and each service has the memory that it needs."""
     some, all_of_them = count(host, "gateway_client_connections"), count(host, "gateway_max_connections")
     if some and all_of_them and some > all_of_them:
         yield f"{host.show('gateway_client_connections')} and must be gateway_max_connections, {all_of_them}, or less"
@@ -467,7 +467,7 @@ def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
             try:
                 address = ip_address(single if isinstance(single, str) else "")
             except ValueError:
-                continue  # a name, all, or one that may be missing; or value_faults says so
+                continue  # a name, all addresses, or an optional one; or value_faults reports it
             known = {ip_address(each.partition("%")[0]) for each in present}
             if host.name in groups.get(group, ()) and present and not address.is_loopback and address not in known:
                 shown = host.secrecy.show(name, str(single))
@@ -475,7 +475,7 @@ def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
 
 
 def member_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
-    """Names that stand for something else are known, and stand once."""
+    """Names that refer to something exist, and no list has one twice."""
     ours = host.get("larder_groups")
     known = {
         *groups,
@@ -522,14 +522,14 @@ def release_faults(host: Host, releases: Sequence[str]) -> Iterator[str]:
 
 
 def file_faults(host: Host) -> Iterator[str]:
-    """What the inventory says of files of bars is what the pipeline's own code takes."""
-    from larder import files
+    """The pipeline's own code accepts the inventory's settings for files of bars."""
+    from larder.bars import settings
     from larder.errors import ConfigError
 
-    held = {key: host.get(f"pipeline_{key}") for key in files.KEYS if f"pipeline_{key}" in host.given}
-    for key, value in held.items():  # one by one: each fault is told
+    held = {key: host.get(f"pipeline_{key}") for key in settings.KEYS if f"pipeline_{key}" in host.given}
+    for key, value in held.items():  # one by one, so that each fault is reported
         try:
-            files.judge({} if isinstance(value, Unevaluated) else {key: value})
+            settings.judge({} if isinstance(value, Unevaluated) else {key: value})
         except ConfigError as error:
             # The error's message may show a value cut short: no check recognises the part of a secret in it.
             hidden = host.secrecy.hides(value) or f"pipeline_{key}" in host.secrecy.names
@@ -581,16 +581,16 @@ def process(number: int) -> str:
 
 
 def controller() -> int:
-    """Return the process of ansible-playbook itself, which lives as long as the run; a plugin runs in a child of it.
+    """Return the process of ansible-playbook itself, which lives as long as the run; a plugin runs in its child.
 
-    Where it was killed a moment ago, os.getppid() would be 1, which lives for ever.
+    os.getppid() is not used: after a kill of ansible-playbook it would return 1, a process that never ends.
     """
     parent = multiprocessing.parent_process()
     return parent.pid if parent and parent.pid else os.getpid()
 
 
 def lock_fault(path: Path, me: int) -> str | None:
-    """Take the lock of an inventory for a process; say who holds it where another one that still lives does.
+    """Take the lock of an inventory for a process; if another live process holds it, say which one.
 
     The file names its holder, so a run that was killed leaves nothing that could be in the way.
     """
@@ -637,7 +637,7 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
             faults = [fault] if fault else []
         if not faults:
             return {"changed": False}
-        # Not in the result, which the default callback would print twice.
+        # The faults are displayed here: in the result, the default callback would print them twice.
         self._display.display("\n".join(f"- {fault}." for fault in faults), color=COLOR_ERROR)
         return {"failed": True, "msg": f"Preflight found what is listed above ({len(faults)}). No host was changed."}
 
@@ -674,7 +674,7 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
                     if opened.read(15) == b"$ANSIBLE_VAULT;":
                         found.append(self._loader.load_from_file(str(file)))
             except (AnsibleError, OSError):
-                continue  # nothing of it can be in a variable
+                continue  # Ansible cannot read the file either, so no variable has anything of it
         return found
 
     def _host(
@@ -707,9 +707,10 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
         secrets = {name for name, rule in rules.items() if "secrets" in rule}
         for variable in secrets:
             if isinstance(held := variables.get(variable), Mapping):
-                # One by one: a secret that Jinja refuses is named, and says nothing of the others.
+                # Secrets are evaluated one by one, so that one which Jinja refuses is named and hides no other
+                # fault.
                 values[variable] = {purpose: evaluate(secret) for purpose, secret in held.items()}
-        # What a vault gives is secret, and so is what has its name: the vault may have been overridden.
+        # A vault's variables are secret even where another file overrides them, so their names count.
         encrypted = {variable: held for variable in given.keys() - MAGIC if (held := [*inline(given[variable])])}
         hidden = {name for vault in vaults if isinstance(vault, Mapping) for name in vault} | secrets | {*PAIRS}
         held = {name: [given[name], values.get(name)] for name in hidden & given.keys() if name not in MAGIC}

@@ -1,4 +1,4 @@
-"""Give secrets in an inventory's vault fresh random values, or those that are missing their first, on the controller.
+"""Give secrets in an inventory's vault fresh random values, or missing secrets their first, on the controller.
 
 Only the values change: the text around them, comments included, stays byte for byte, and the file is encrypted again
 with the password that opened it. The former file, encrypted as it was, stays beside it with the suffix ``.former``.
@@ -21,10 +21,11 @@ import larder_vault
 
 
 class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no types
-    """Takes ``path``, ``secrets`` (names; none means all but the authorities) and ``authority``, a new one.
+    """Takes ``path``, ``secrets`` (names; none means all but the CAs) and ``authority``, a new CA.
 
-    With ``missing: true`` it adds what the vault and the inventory lack instead. Returns the ``names`` of what was
-    changed, those ``left`` because they are templates, and all trusted authorities' ``certificates``, which are public.
+    With ``missing: true`` the plugin adds the secrets that the vault and the inventory lack instead. Returns the
+    ``names`` of what was changed, those ``left`` because they are templates, and the ``certificates`` of all trusted
+    CAs, which are public.
     """
 
     _requires_connection = False
@@ -75,7 +76,7 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
                 found.add(larder_vault.AUTHORITIES)
             for name, rule in rules.items():
                 for purpose in rule.get("secrets", ()):
-                    # A template stands for all of them.
+                    # A template gives the secrets of all purposes.
                     if isinstance(held.get(name), str) or (
                         isinstance(held.get(name), Mapping) and held[name].get(purpose)
                     ):
@@ -83,7 +84,7 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
         return sorted(found)
 
     def _replace(self, path: Path, former: bytes, new: bytes) -> None:
-        """Write the former file beside, then the new one in its place: whoever reads finds one of the two, whole."""
+        """Write the former file beside the vault, then replace the vault at once: a reader finds a complete file."""
         status = path.stat()
         for target, content in ((path.with_name(f"{path.name}.former"), former), (path, new)):
             temporary = path.with_name(f".{target.name}.new")

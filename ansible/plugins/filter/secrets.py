@@ -1,8 +1,8 @@
-"""Encodings that carry any secret through Feast's configuration unharmed, and hashes that stand in for secrets at rest.
+"""Encodings that carry any secret through Feast's configuration unchanged, and hashes to store instead of secrets.
 
 Feast reads feature_store.yaml as ``yaml.safe_load(os.path.expandvars(text))``: a ``$`` expands whatever the quoting. It
-then splits the Redis connection string on commas and gives each value to ``json.loads``. So nothing but letters and
-digits may appear literally.
+then splits the Redis connection string on commas and gives each value to ``json.loads``. So only letters and digits
+may appear literally.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ def _generation(password: str) -> str:
 def larder_login(purpose: str, passwords: Mapping[str, str]) -> str:
     """Return the login of a purpose's present password: ``serve`` is ``serve_g1f3a9c02``.
 
-    The name follows from the password, so a new password is a new login that stands beside the old one until nobody
-    uses that, and an old vault names the old login again. What the name tells of a password is less than a verifier
-    does: 32 bits of a slow hash.
+    The name follows from the password. So a new password makes a new login beside the old one, and an old vault names
+    the old login again. The name tells less of a password than a verifier does: 32 bits of a slow hash.
     """
     return f"{purpose}_g{_generation(passwords[purpose])}"
 
@@ -81,7 +80,7 @@ _PROHIBITED = (
 
 
 def _saslprep(password: str) -> str:
-    """Normalise as RFC 4013 does; a password that the profile forbids is used as it is, as PostgreSQL and libpq do."""
+    """Normalise as RFC 4013 does; like PostgreSQL and libpq, return a password that the profile forbids as it is."""
     if password.isascii():
         return password
     mapped = "".join(

@@ -1,4 +1,4 @@
-"""The forms that a variable's value may have: each role's meta/values.yml says by them what its variables mean.
+"""The forms that a variable's value may have: each role's meta/values.yml gives the forms of its variables.
 
 A rule is one of
 
@@ -8,8 +8,8 @@ A rule is one of
 - ``{secrets: [PURPOSE, …], groups: […]}`` for the vault's secrets, which preflight judges by purpose;
 - ``{any: REASON}`` where no rule is possible, or something else judges.
 
-A boolean, and what argument_specs.yml gives choices for, needs none. No form says anything of the value that it
-refuses: that may be a secret.
+A boolean needs no rule, and neither does a variable with choices in argument_specs.yml. No message of a form shows the
+refused value: the value may be a secret.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ CRON_NAMES = {
 }
 CALENDAR_NAMES = {"minutely", "hourly", "daily", "weekly", "monthly", "quarterly"}
 NAME = r"(?=[^\s]{1,253}$)(?!.*(?:^|\.)[0-9]+$)[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(?:\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*"
-# What the system owns, and what the units cannot see: ProtectHome=, PrivateTmp=.
+# Directories that the system owns, and those that the units cannot see: ProtectHome=, PrivateTmp=.
 SYSTEM = re.compile(
     r"/(bin|boot|dev|etc|home|lib|lib64|proc|root|run|sbin|sys|tmp|usr|var/(run|tmp))(/.*)?|/[^/]+/?|/var/[^/]+/?"
 )
 
 
 def scalar(value: Any) -> str | None:
-    """Return what a template writes for a text or a whole number; None for all else that YAML may have made of it."""
+    """Return what a template writes for a text or a whole number; None for every other type that YAML may have made."""
     if isinstance(value, str):
         return str(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -93,7 +93,7 @@ def text(value: Any, *, like: str, allowed: str, never: Sequence[str] = ()) -> s
 
 
 def numbers(field: str, least: int, most: int, names: Mapping[str, int]) -> set[int] | None:
-    """Return what a field of cron allows; None where Debian's cron refuses it, or ignores a part of it."""
+    """Return what a field of cron allows; None where Debian's cron refuses the field, or ignores a part."""
     found: set[int] = set()
     for part in field.split(","):
         match = re.fullmatch(r"(?:(\*)|(\w{1,9})(?:-(\w{1,9}))?)(?:/([0-9]{1,3}))?", part, re.ASCII)
@@ -105,7 +105,8 @@ def numbers(field: str, least: int, most: int, names: Mapping[str, int]) -> set[
             for end in ((str(least), str(most)) if every else (first, last or first))
         ]
         low, high = ends
-        # Cron accepts a step after a range alone; what is longer than the range is a mistake that it does not see.
+        # Cron accepts a step only after a range. A step that is longer than its range is a mistake that cron does
+        # not report.
         if not least <= low <= high <= most or (step and not (every or last)):
             return None
         if step and not 1 <= int(step) <= max(high - low, 1):
@@ -121,7 +122,7 @@ def cron_fields(line: str) -> list[str] | None:
 
 @cache
 def longest_gap(line: str) -> int | None:
-    """Return the days between two days of a cron line, at most; 0 where it never comes, None where it is none."""
+    """Return the most days between two days of a cron line; 0 where no day comes, None where it is not valid."""
     fields = cron_fields(line)
     if not fields:
         return None
@@ -129,7 +130,7 @@ def longest_gap(line: str) -> int | None:
     if None in allowed:
         return None
     _, _, days, months, weekdays = (each or set() for each in allowed)
-    # Where both days are given, either of them is enough; cron takes a field that begins with * as not given.
+    # If day of month and day of week are both given, either is enough; a field that begins with * is not given.
     either = not fields[2].startswith("*") and not fields[4].startswith("*")
     # The calendar of 28 years has every date on every day of the week.
     start, last, gap = date(2000, 1, 1), None, 0
@@ -161,7 +162,7 @@ def cron(value: Any) -> str | None:
 
 
 def seconds(value: Any) -> float | None:
-    """Return the length of a time span as systemd.time(7) writes it; None where it is none, or has no end."""
+    """Return the length of a time span as systemd.time(7) writes it; None where it is no time span, or infinite."""
     held = (scalar(value) or "").strip(" ")
     if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,6})?", held):
         return float(held)
@@ -329,7 +330,7 @@ def certificate(value: Any) -> str | None:
 
 
 def zone(value: Any) -> str | None:
-    """A time zone; known by name alone where the controller has no list of them."""
+    """A time zone; where the controller has no list of zones, only the form of the name is judged."""
     held = scalar(value) or ""
     named = re.fullmatch(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}", held, re.ASCII)
     known = available_timezones()

@@ -1,8 +1,8 @@
-"""The text of a vault: what is in it, and how single values of it are changed and nothing else.
+"""The text of a vault: read its secrets, and change single values without changing anything else.
 
 A change is made in the text, at the place that YAML's own parser gives, so comments, quotes and order stay byte for
-byte. Then the text is parsed again and compared with what was to come out: where the two differ, nothing is changed. No
-message holds anything of a vault but names that are known without it.
+byte. Then the text is parsed again and compared with the expected result: where the two differ, nothing is changed. A
+message holds nothing of a vault but names that are public anyway.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ GENERATION = "certificate_generation"
 ALPHABET = string.ascii_letters + string.digits
 LENGTH = 40
 TEXT, MERGE, NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "null"))
-# Ansible's own, for texts.
+# Ansible's own tags of texts.
 TAGS = {"!unsafe", "!vault", "!vault-encrypted"}
-# What is given away once, such as what opens an archive, cannot be changed afterwards.
+# A passphrase, such as that of an archive, is given away once and cannot be changed afterwards.
 NEVER = "passphrase"
 
 Rules = Mapping[str, Mapping[str, Any]]  # of roles' meta/values.yml
@@ -33,7 +33,7 @@ Edit = tuple[int, int, str]  # from, to, what stands there instead
 
 
 class VaultError(ValueError):
-    """What cannot be done, in one sentence that names nothing secret."""
+    """The vault cannot be read or changed: one sentence, without a secret."""
 
 
 class Loader(yaml.SafeLoader):
@@ -58,7 +58,7 @@ def parse(text: str) -> yaml.MappingNode:
     try:
         root = yaml.compose(text, Loader)
     except yaml.MarkedYAMLError as error:
-        # Its own text quotes the line.
+        # The parser's own message is not used: it quotes the line.
         several = isinstance(error, yaml.composer.ComposerError) and "single document" in str(error.context)
         what = "holds more than one document" if several else "is no valid YAML"
         raise VaultError(f"it {what}{place(error.problem_mark or error.context_mark)}") from None
@@ -74,7 +74,7 @@ def parse(text: str) -> yaml.MappingNode:
 
 
 def check(node: yaml.Node, above: tuple[yaml.Node, ...]) -> None:
-    """Refuse what Ansible refuses, or takes for something else: it would say so with the text that stands there."""
+    """Refuse what Ansible refuses or misunderstands: Ansible's own message would quote the text."""
     if (of := getattr(node, "of", None)) is not None:
         if of in above:
             raise VaultError(f"an alias{place(node.start_mark)} stands for what it is in")
@@ -188,7 +188,7 @@ class Vault:
         self.two = {name for name, rule in rules.items() if rule.get("two")}
         self.expected: dict[str, Tree] = tree(self.root)
         self.edits: list[Edit] = []
-        # What comes before the first entry of a dictionary, and whole variables at the end.
+        # Text to insert before the first entry of a dictionary, and whole variables to add at the end.
         self.added: dict[int, tuple[yaml.MappingNode, dict[str, Tree]]] = {}
         self.variables: dict[str, Tree] = {}
 
@@ -279,7 +279,7 @@ class Vault:
     def replace(self, node: yaml.Node, value: Tree) -> None:
         """Put a value where a node stands, in the node's own style as far as it can hold it."""
         start, end = node.start_mark.index, self.end(node)
-        self.edits = [edit for edit in self.edits if edit[0] != start]  # a dictionary that is written whole, once more
+        self.edits = [edit for edit in self.edits if edit[0] != start]  # a dictionary that is written again, as a whole
         style = getattr(node, "style", None) or ""
         items = (
             node.value
@@ -287,7 +287,7 @@ class Vault:
             else []
         )
         if items and isinstance(value, list) and isinstance(items[0], yaml.ScalarNode):
-            # A list of tokens in lines.
+            # A list of tokens, one a line.
             first = items[0]
             self.edits.append((first.start_mark.index, self.end(first), value[0][1]))
             if len(items) > 1:
@@ -335,7 +335,7 @@ class Vault:
             edits.append(
                 (at.index, at.index, "".join(f"{name}: {flow(value)}{between}" for name, value in new.items()))
             )
-        # An alias of what changes, or of what goes with it, keeps what it stood for, in words of its own.
+        # An alias of a changed value, or of its surroundings, is replaced by a copy of the former value.
         alias: Any
         for alias in self.aliases(self.root):
             start, end = alias.start_mark.index, alias.end_mark.index
@@ -359,7 +359,7 @@ class Vault:
             at = root.value[0][0].start_mark.index
             return text[:at] + "".join(f"{name}: {flow(value)}, " for name, value in self.variables.items()) + text[at:]
         if not root.value:
-            # Comments stay; an empty dictionary goes.
+            # The empty dictionary is removed, comments stay.
             text = text.replace("{}", "") if root.flow_style else text
         column = root.value[0][0].start_mark.column if root.value else 0
         lines = ""
@@ -375,12 +375,12 @@ class Vault:
 
 
 def authorities(present: Tree, new: Mapping[str, str]) -> Tree:
-    """Return the next step of changing the authority: a new one is trusted, then signs, then the old one is gone."""
+    """Return the next step of changing the CA: the new CA is trusted, then signs, then the old CA is removed."""
     made = {name: (TEXT, f"{value.strip()}\n") for name, value in new.items()}
     if not isinstance(present, list) or not all(
         isinstance(entry, dict) and "certificate" in entry for entry in present
     ):
-        raise VaultError(f"{AUTHORITIES} must be a list of one authority or two, each with certificate and private_key")
+        raise VaultError(f"{AUTHORITIES} must be a list of one CA or two, each with certificate and private_key")
     if len(present) < 2:
         return [*present, made]
     try:
@@ -393,7 +393,7 @@ def authorities(present: Tree, new: Mapping[str, str]) -> Tree:
 
 
 def certificates(text: str) -> list[str]:
-    """Return the certificates of the trusted authorities, which are public; none where one is not written out."""
+    """Return the certificates of the trusted CAs, which are public; none where one of them is a template."""
     found = tree(parse(text)).get(AUTHORITIES)
     written = (
         [entry.get("certificate") for entry in found]
@@ -412,7 +412,7 @@ def certificates(text: str) -> list[str]:
 def renewed(
     text: str, rules: Rules, wanted: Sequence[str], authority: Mapping[str, str]
 ) -> tuple[str, list[str], list[str]]:
-    """Return a vault's text with fresh values for what is wanted, what that was, and what was left as a template."""
+    """Return a vault's text with fresh values of the wanted secrets, their names, and the names left as templates."""
     try:
         vault = Vault(text, rules)
         chosen, left = vault.choose(wanted)

@@ -24,11 +24,11 @@ options:
     type: str
     default: ""
   given_up:
-    description: Whether what is there is given up; then only the ports are looked at.
+    description: Whether the stack takes over what is there; then only the ports are looked at.
     type: bool
     default: false
   variable:
-    description: The variable that gives up what is there.
+    description: The variable that lets the stack take over what is there.
     type: str
     default: ""
   postgresql:
@@ -49,7 +49,7 @@ options:
     description: The C(ports) that a firewall of the host's own must name until C(ours), a file of the stack, is there.
     type: dict
   authorities:
-    description: PEM of the authorities that the stack trusts; those on the host must be among them.
+    description: PEM of the CAs that the stack trusts; those on the host must be among them.
     type: list
     elements: str
 author:
@@ -179,7 +179,7 @@ def listeners(ports: Iterable[int]) -> Iterator[tuple[int, str, str]]:
         try:
             name, unit = (process / "comm").read_text().strip(), unit_of((process / "cgroup").read_text())
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
         for port in held:
             if (port, unit or name) not in seen:
                 seen.add((port, unit or name))
@@ -187,7 +187,7 @@ def listeners(ports: Iterable[int]) -> Iterator[tuple[int, str, str]]:
 
 
 def open_sockets(process: Path) -> Iterator[str]:
-    """Yield the inodes of a process' sockets; what it closes meanwhile is passed over."""
+    """Yield the inodes of a process' sockets, without those that it closes meanwhile."""
     try:
         descriptors = list((process / "fd").iterdir())
     except OSError:
@@ -232,7 +232,7 @@ def databases(data: Path, run: Run) -> list[str] | None:
 
 def postgresql(run: Run, cluster: str, database: str) -> Iterator[str]:
     etc = ROOT / "etc/postgresql" / cluster
-    # The second is there before the stack's own cluster is made.
+    # The second file exists before the stack's own cluster is made.
     ours = (etc / "conf.d/larder.conf", ROOT / "etc/postgresql-common/createcluster.d/larder.conf")
     if not etc.exists() or any(path.exists() for path in ours):
         return
@@ -325,7 +325,7 @@ def home(user: str, path: str, ours: Sequence[str]) -> Iterator[str]:
 
 
 def authorities(trusted: Sequence[str]) -> Iterator[str]:
-    """The certificates on the host are of authorities that the vault knows: the host is of this stack."""
+    """The host belongs to this stack: the vault knows the CAs of the certificates on the host."""
     ours = {body for text in trusted for body in certificates(text)}
     found: dict[str, set[str]] = {}
     for path in sorted((ROOT / "etc/larder/tls").glob("*/current/ca.crt")):
@@ -333,8 +333,8 @@ def authorities(trusted: Sequence[str]) -> Iterator[str]:
     theirs = [service for service, held in found.items() if held and not held & ours]
     if theirs:
         yield (
-            f"it belongs to another Larder: what it trusts for {listed(theirs)} is no authority of this vault. "
-            "Take the host from the inventory, or the vault of its stack"
+            f"it belongs to another Larder: the CA that it trusts for {listed(theirs)} is not in this vault. "
+            "Remove the host from the inventory, use the vault of its own stack"
         )
 
 
@@ -349,7 +349,7 @@ def passes(rule: Any, port: int) -> bool:
 
 
 def firewall(run: Run, ports: Sequence[int], ours: str) -> Iterator[str]:
-    """A chain that drops what it does not name is asked for the ports: what it drops, no other table can let in."""
+    """Chains that drop by default name the stack's ports: what one of them drops, no other table can let in."""
     code, text = run(["nft", "--json", "list", "ruleset"])
     if (ROOT / ours.lstrip("/")).exists() or code != 0:
         return
@@ -366,24 +366,24 @@ def firewall(run: Run, ports: Sequence[int], ours: str) -> Iterator[str]:
         missing = [str(port) for port in map(int, ports) if not passes(table, port)]
         if missing:
             name = f"{chain['family']} {chain['table']} {chain['name']}"
-            yield f"its firewall ({name}) drops what it does not name, and does not name the ports {', '.join(missing)}"
+            yield f"its firewall ({name}) drops by default and has no rule for the ports {', '.join(missing)}"
 
 
 def sentences(parameters: Mapping[str, Any], run: Run) -> Iterator[str]:
     variable = parameters["variable"]
-    kept = f"; use another host, or give it up with {variable}: true" if variable else ""
+    kept = f"; use another host, or let Larder take it over with {variable}: true" if variable else ""
     for look in (postgresql, redis, haproxy):
         if (arguments := parameters[look.__name__]) and not parameters["given_up"]:
             for sentence in look(run, **arguments):
                 yield sentence + kept
     if parameters["firewall"] and not parameters["given_up"]:
         for sentence in firewall(run, **parameters["firewall"]):
-            yield f"{sentence}: let them in, and where that takes no such name say so with {variable}: true"
+            yield f"{sentence}: add rules that let them in or, if other rules do so already, set {variable}: true"
     if parameters["home"]:
         yield from home(**parameters["home"])
     if parameters["authorities"] and not parameters["given_up"]:
         for sentence in authorities(parameters["authorities"]):
-            yield f"{sentence}, or give its stack up with {variable}: true"
+            yield f"{sentence}, or let this stack take it over with {variable}: true"
     yield from port_sentences(parameters["ports"], parameters["unit"])
 
 

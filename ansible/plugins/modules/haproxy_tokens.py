@@ -39,7 +39,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The vault's tokens are valid
+- name: Write the vault's tokens
   haproxy_tokens:
     path: /etc/haproxy/tokens.map
     master: /run/haproxy/master.sock
@@ -102,7 +102,7 @@ class HAProxy:
             return []
 
     def tell(self, pid: int, path: str, wanted: Mapping[str, str], *, check: bool) -> bool:
-        """Make a process's map equal; return whether it was not."""
+        """Make a process's map equal to the wanted one; return whether it differed."""
         present = parse_map(self.ask_worker(pid, f"show map {path}"))
         commands = [f"add map {path} {key} {role}" for key, role in wanted.items() if key not in present]
         commands += [f"set map {path} {k} {role}" for k, role in wanted.items() if present.get(k, role) != role]
@@ -153,7 +153,7 @@ class Gateway:
         return parse_map(self.path.read_text(encoding="ascii")) if self.path.exists() else {}
 
     def keep(self, tokens: Tokens) -> None:
-        """Write the file, then tell every process: one that starts in between reads the file."""
+        """Write the file, then tell every process; a process that starts in between reads the file."""
         check = self.module.check_mode
         if not self.path.exists() or self.path.read_text(encoding="ascii") != render(tokens):
             self.changed = True
@@ -182,7 +182,7 @@ class Gateway:
         return {use for use in found if use[0] in unwanted}
 
     def uptime(self) -> float:
-        """Return for how long the newest process has remembered uses; what runs not at all has served nobody."""
+        """Return the seconds for which the newest process has remembered uses; without a process, nobody was served."""
         up = []
         for pid in self.haproxy.workers():
             try:
@@ -192,7 +192,7 @@ class Gateway:
         return min(up, default=float("inf"))
 
     def wait_until_unused(self, tokens: Iterable[str], seconds: int) -> set[tuple[str, str]]:
-        """Wait until nobody has used the tokens for that long, at most about that long; return who has."""
+        """Wait until nobody has used the tokens for so many seconds, at most about as long; return who still has."""
         end = time.monotonic() + seconds + 2
         while True:
             uses, known = self.uses(tokens), self.uptime() >= seconds

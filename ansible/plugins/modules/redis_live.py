@@ -41,15 +41,15 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The running server holds what its files say
+- name: Apply the files to the running Redis
   redis_live:
     config: /etc/redis/redis.conf
     unit: redis-server.service
     user: maintenance
     credential: /etc/credstore.encrypted/redis.maintenance
-  notify: Redis is restarted
+  notify: Restart Redis
 
-- name: Nobody uses the old password
+- name: Wait until no session uses the old password
   redis_live:
     config: /etc/redis/redis.conf
     unit: redis-server.service
@@ -157,7 +157,7 @@ def parse_acl(lines: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def users_without_a_former_password(before: dict[str, tuple[str, ...]], after: dict[str, tuple[str, ...]]) -> list[str]:
-    """Return the users of whom a session may exist that could not be opened any more."""
+    """Return the users who may have a session that they could not open any more."""
 
     def passwords(rules: tuple[str, ...]) -> set[str]:
         return {rule for rule in rules if rule.startswith("#") or rule == "nopass"}
@@ -186,7 +186,7 @@ def main_process(module: AnsibleModule, unit: str) -> int:
 
 
 def directory_is_gone(process: int) -> bool:
-    """Whether the directory in which a process works was removed; one of the same name may be there again."""
+    """Whether a process' working directory was removed, even if there is a new one of the same name."""
     try:
         return str(Path(f"/proc/{process}/cwd").readlink()).endswith(" (deleted)")
     except OSError:
@@ -208,14 +208,14 @@ def change_settings(module: AnsibleModule, redis: Redis, wanted: dict[str, str])
     answer = redis("CONFIG", "GET", *wanted)
     live = dict(zip(answer[::2], answer[1::2], strict=True))
     changed = {name: value for name, value in wanted.items() if live.get(name, value) != value}
-    # What the server does not tell, it does not know yet.
+    # A setting that the server does not report is unknown to the running version.
     restart = [name for name in wanted if name not in live]
     while changed and not module.check_mode:
         try:
             redis("CONFIG", "SET", *(word for setting in changed.items() for word in setting))
             break
         except RedisError as error:
-            # All or nothing: one that is refused is left out.
+            # CONFIG SET changes all settings or none, so leave out the refused one and try again.
             refused = re.search(r"argument '([^']+)'\) - can't set (?:immutable|protected)", str(error))
             if not refused:
                 raise
@@ -241,7 +241,7 @@ def change_users(module: AnsibleModule, redis: Redis, wanted: dict[str, tuple[st
 
 
 def sessions_of(users: list[str], clients: str, now: float) -> str:
-    """Return who of the users is still there, from CLIENT LIST: login, address, how many and since when (UTC)."""
+    """Return the users' sessions from CLIENT LIST: login, address, how many and since when (UTC)."""
     ages: dict[tuple[str, str], list[int]] = {}
     for line in clients.splitlines():
         client = dict(word.split("=", 1) for word in line.split())

@@ -31,7 +31,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The service has its configuration
+- name: Encrypt the configuration of a service
   systemd_credential:
     name: feature_store.yaml
     path: /etc/credstore.encrypted/serve.feature_store.yaml

@@ -1,4 +1,4 @@
-"""Say whether a host's PostgreSQL cluster is still the one that the role set up, and remember which that is."""
+"""Check that a host's PostgreSQL cluster is still the one that the role set up, and remember that one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ OWNER = "postgres"
 
 
 class Found(NamedTuple):
-    """What is wrong, if anything; whether nothing is there; whether what is there may take the lost one's place."""
+    """What is wrong, if anything; whether the directory is empty; whether its cluster may replace the lost one."""
 
     wrong: str = ""
     lost: bool = False
@@ -104,7 +104,7 @@ def owner(path: Path) -> str:
 
 
 def look(data: Path, version: str, marker: Path, settings: Path) -> Found:
-    """Judge the data directory of a host on which the role ran before; any other is right."""
+    """Judge the data directory of a host on which the role ran before; on any other host all is right."""
     if not (marker.exists() or settings.exists()):
         return Found()
     if not data.exists():

@@ -75,7 +75,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: The vault's passwords are accepted
+- name: Make logins with the vault's passwords
   timescaledb_roles:
     login_db: feast
     roles:
@@ -107,7 +107,7 @@ ATTRIBUTES = {
     "rolreplication": "REPLICATION",
     "rolbypassrls": "BYPASSRLS",
 }
-# A verifier is a secret: neither the log, nor the audit, nor whoever may see activities and statistics gets to know it.
+# A verifier is a secret: keep it out of the log, the audit, and the views of activities and statistics.
 QUIET = {
     "log_statement": "none",
     "log_min_error_statement": "panic",
@@ -230,7 +230,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     )
     cursor: Any
     with connection, connection.cursor() as cursor:
-        # Two runs at once would both find the same things missing.
+        # The lock keeps out a second run, which would find the same things missing.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('timescaledb_roles'))")
         names = [*roles, *(role["login"] for role in roles.values())]
         found = cursor.execute(ROLES, [names])
@@ -242,7 +242,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             statements.append("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
         told = statements + [f"ALTER ROLE {identifier(login)} PASSWORD its verifier" for login in verifiers]
         if not module.check_mode:
-            # In the database of hypertables it is off: a COPY would not survive it.
+            # pgaudit is off in the database of hypertables, where it would crash a COPY; it is on for these
+            # statements.
             cursor.execute("SET LOCAL pgaudit.log = 'role'")
             for statement in statements:
                 cursor.execute(statement)

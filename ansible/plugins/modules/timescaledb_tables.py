@@ -143,7 +143,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Daily bars are kept for ten years
+- name: Keep daily bars for ten years
   timescaledb_tables:
     login_db: feast
     owner: feast_owner
@@ -184,11 +184,11 @@ TABLE_RIGHTS = ("select", "insert", "update", "delete", "truncate", "references"
 SCHEMA_RIGHTS = ("usage", "create")
 ALLOW = "timescaledb_allow_lossy"
 
-# A change waits this long for readers and writers, so that those who queue behind it are not kept waiting for long.
+# A change waits this long for readers and writers, so that sessions which queue behind the change wait no longer.
 LOCK_TIMEOUT = "30s"
 
-# From one type to another without a change of any value. Where only some values of a type are values of the other one
-# too, the condition that they meet: past 2^53, a double does not have every whole number.
+# Changes of type that keep every value. Where the new type lacks some values of the old one, the condition tells
+# which values stay: past 2^53 a double does not have every whole number.
 WIDENINGS = {
     ("smallint", "integer"): "",
     ("smallint", "bigint"): "",
@@ -197,7 +197,7 @@ WIDENINGS = {
     ("integer", "double precision"): "",
     ("real", "double precision"): "",
     ("bigint", "double precision"): (
-        # Rounded, the largest would be no bigint.
+        # The largest bigint, rounded to a double, would be too large for a bigint.
         "{column} IS NULL OR CASE WHEN {column} BETWEEN -9223372036854774784 AND 9223372036854774784"
         " THEN {column}::double precision::bigint = {column} ELSE false END"
     ),
@@ -208,7 +208,7 @@ SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin,
 FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
 WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
-# Bit 0 of indoption is DESC, bit 1 NULLS FIRST. Partial and expression indexes serve other queries than a plain one.
+# Bit 0 of indoption is DESC, bit 1 NULLS FIRST. Partial and expression indexes do not replace a plain one.
 INDEXES = """
 SELECT indisprimary, indexrelid::regclass::text, conname, array_agg(attname::text ORDER BY position),
        array_agg((indoption[position - 1] & 1) = 1 ORDER BY position),
@@ -284,7 +284,7 @@ class Table:
     grants: Grants = field(default_factory=dict)
     filled: bool = False
     columns_with_nulls: set[str] = field(default_factory=set)
-    # By column: the first row found that its declared type would change.
+    # By column, the first row that the declared type would change.
     changed_values: dict[str, str] = field(default_factory=dict)
 
 
@@ -439,7 +439,7 @@ def plan_grants(kind: str, name: str, wanted: Grants, actual: Grants, managed: I
 
 
 def changed_value(table: Mapping[str, Any], column: str, from_: str, to: str) -> str | None:
-    """Return the query for a row whose value the wider type would change, None where it changes none."""
+    """Return the query for a row whose value the wider type would change; None where no value can change."""
     condition = WIDENINGS[from_, to].format(column=identifier(column))
     if not condition:
         return None
@@ -451,7 +451,7 @@ def changed_value(table: Mapping[str, Any], column: str, from_: str, to: str) ->
 def plan_table(
     table: Mapping[str, Any], actual: Table, wanted: Table, allowed: Iterable[str], widenings: list[Widening]
 ) -> list[str]:
-    """Return the statements that change an existing table, and add what widens it; or refuse what would lose data."""
+    """Return the statements that change an existing table, and add its widenings; refuse changes that lose data."""
     name, target, hypertable = table["name"], relation(table["name"]), table["hypertable"]
     refusals: list[str] = []
     statements: list[str] = []
@@ -503,7 +503,8 @@ def plan_table(
             if retyping is not statements or allow(column, f"{change}: values would be converted."):
                 retyping.append(f"{alter} TYPE {asked_.type} USING {identifier(column)}::{asked_.type}")
             if (is_.type, asked_.type) == ("bigint", "double precision"):
-                # A former release that is brought back writes a bigint's bytes: as a double, less than anything real.
+                # After a rollback, the former release writes a bigint's bytes: as a double they are smaller than
+                # any real volume.
                 retyping.append(
                     f"ALTER TABLE {target} ADD CONSTRAINT {identifier(f'{column}_is_no_bigint')} "
                     f"CHECK ({identifier(column)} = 0 OR abs({identifier(column)}) > 1e-300)"
@@ -555,7 +556,7 @@ def plan(
     allowed: Iterable[str],
     state: State,
 ) -> tuple[list[str], list[Widening]]:
-    """Return the statements that lead from ``state`` to the declaration, and what widens columns; or refuse."""
+    """Return the statements from ``state`` to the declaration, and the widenings of columns; or refuse."""
     statements: list[str] = []
     widenings: list[Widening] = []
     refusals: list[str] = []
@@ -652,7 +653,7 @@ def validate_types(cursor: Any, table: Mapping[str, Any]) -> None:
 
 
 def read_state(cursor: Any, tables: Sequence[Mapping[str, Any]], owner: str) -> State:
-    """Read what is there, and read the declaration back from temporary tables, of which nothing is left behind."""
+    """Read the present state, and read the declaration back from temporary tables, which are removed again."""
     state = State()
     for schema, role, right in cursor.execute(SCHEMA_GRANTS).fetchall():
         grants = state.schemas.setdefault(schema, {})
@@ -731,14 +732,14 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         return result(*planned(State()))
 
     with connection, connection.cursor() as cursor:
-        # Two runs at once would both find the same things missing.
+        # The lock keeps out a second run, which would find the same things missing.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('timescaledb_tables'))")
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-        # Only what changes something belongs in the server's log.
+        # The server's log should have only the statements that change something.
         cursor.execute("SET LOCAL log_statement = 'none'")
         widen = params["widen"]
         if widen and not module.check_mode:
-            # No row comes between the look at all values and the change.
+            # The lock keeps out new rows between the look at all values and the change.
             execute(cursor, f"LOCK TABLE {relation(widen.rpartition('.')[0])} IN ACCESS EXCLUSIVE MODE")
         state = read_state(cursor, tables, params["owner"])
         cursor.execute("SET LOCAL log_statement TO DEFAULT")

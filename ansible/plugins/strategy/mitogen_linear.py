@@ -6,7 +6,8 @@ try:
     from ansible_mitogen import module_finder
     from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule
 
-    # For each module that it sends, Mitogen compiles all that the module imports of Ansible, to see what that imports.
+    # To find a module's imports, Mitogen compiles all of Ansible that the module imports, for each module that it
+    # sends.
     vars(module_finder)["compile"] = cache(compile)
 except ImportError:
     from ansible.plugins.strategy.linear import StrategyModule

@@ -1,7 +1,7 @@
 """Read every vault before Ansible does, and say what is wrong with one without quoting it.
 
-Where a vault's YAML is wrong, Ansible names the unknown tag, the doubled name or the number that is none: a password
-that begins with an exclamation mark would stand on the screen. This plugin gives no variables.
+Where a vault's YAML is wrong, Ansible's own message quotes the unknown tag, the doubled name or the bad number: a
+password that begins with an exclamation mark would be on the screen. This plugin gives no variables.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc] # ansible-core has no ty
                 return
             text = loader._vault.decrypt(content).decode()
         except (AnsibleError, OSError, UnicodeDecodeError):
-            return  # Ansible says so, and has nothing to quote
+            return  # Ansible itself reports this, and has nothing to quote
         try:
             larder_vault.parse(text)
         except RecursionError:

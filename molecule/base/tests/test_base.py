@@ -46,7 +46,7 @@ def test_a_connection_that_was_open_stays_open(hosts):
 
 
 def test_other_tables_are_left_alone(hosts):
-    # Docker's own, by which a container resolves names.
+    # Docker's own tables, by which a container resolves names.
     with hosts["store1"].sudo():
         assert hosts["store1"].run("nft list table ip nat").rc == 0
 
@@ -82,7 +82,7 @@ def test_packages_of_a_hosts_roles_are_installed_and_no_others(hosts, name, pack
 
 @pytest.mark.parametrize("unit", ["haproxy", "postgresql@17-main", "redis-server"])
 def test_no_service_has_started_with_debians_settings(hosts, unit):
-    # Not whether it runs: Redis' port is taken here.
+    # The test does not ask whether Redis runs: its port is taken here.
     started = hosts["store1"].check_output(f"systemctl show --property=ExecMainStartTimestamp --value {unit}")
     assert started == ""
 

@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize("port", [5432, 6379])
-def test_the_host_that_joined_is_let_in(hosts, port):
+def test_a_host_that_joined_the_pipeline_is_let_in(hosts, port):
     assert hosts.reach("stranger", "store1", port)
     assert hosts.reach("client1", "store1", port)
 
@@ -43,11 +43,11 @@ def test_the_firewall_outlives_the_flush_of_debians_own(hosts, verb):
     assert hosts.reach("stranger", "store1", 6379)
 
 
-def test_the_time_zone_is_another(hosts):
+def test_the_time_zone_is_the_new_one(hosts):
     assert hosts["store1"].run("date +%Z").stdout in ("EST\n", "EDT\n")
 
 
-def test_the_companys_authority_is_trusted(hosts):
+def test_the_companys_ca_is_trusted(hosts):
     assert hosts["store1"].run("openssl verify /usr/local/share/ca-certificates/company.crt").rc == 0
 
 
@@ -61,7 +61,7 @@ def test_packages_come_from_the_given_sources_and_are_checked_by_their_key(hosts
     }
 
 
-def test_an_administrator_enters_by_their_key_and_acts_as_root(hosts):
+def test_an_administrator_logs_in_by_key_and_acts_as_root(hosts):
     variables = hosts["store1"].backend.get_variables()
     command = [
         "ssh",

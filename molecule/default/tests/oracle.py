@@ -1,9 +1,9 @@
 """The 42 daily features, computed a second time: from the bars' CSV alone, by the published definitions.
 
-It shares nothing with src/larder and needs neither TA-Lib nor numpy. Every window is summed anew with `math.fsum`, so
-that no value carries the rounding of the bars before it. A feature is a list with one value per bar, NaN where the
-history is too short and where a volume that it needs is not known. What TA-Lib fixes beyond the textbook (seeds,
-alignment, ties) is said where it matters.
+This module shares nothing with src/larder and needs neither TA-Lib nor numpy. Every window is summed anew with
+`math.fsum`, so that no value carries the rounding of the bars before it. A feature is a list with one value per bar,
+NaN where the history is too short and where a volume that it needs is not known. What TA-Lib fixes beyond the textbook
+(seeds, alignment, ties) is said where it matters.
 """
 
 from __future__ import annotations

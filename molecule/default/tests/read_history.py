@@ -1,6 +1,6 @@
-"""What a user does who trains a model: get_historical_features. Runs on a host that has a credential for it.
+"""Call get_historical_features as a user does who trains a model; runs on a host with the trainer's credential.
 
-Takes {"features": [...], "symbol": [...], "event_timestamp": [...]} as its argument and prints a list of rows.
+The argument is {"features": [...], "symbol": [...], "event_timestamp": [...]}; the program prints a list of rows.
 """
 
 import json

@@ -15,12 +15,12 @@ from clients import Gateway, History, Row, Served, Trainer
 
 SYMBOLS = ["EURUSD", "GOOG.US", "NASDAQ", "SP500"]
 OFFLINE_TTL = timedelta(days=730)
-# All that one bar alone can say.
+# The features that one bar alone gives.
 OF_THE_FIRST_BAR = {
     *oracle.VIEWS["ohlcv_features"],
     *("obv", "price_range", "body_size", "upper_shadow", "lower_shadow", "is_green_candle"),
 }
-# Value and event time of what is not there. Its status says PRESENT: Feast's Redis store cannot tell (0.67).
+# Value and event time of a missing row. Its status is PRESENT: Feast's Redis store cannot tell (0.67).
 NOTHING = (None, datetime.fromtimestamp(0, UTC))
 PUSHED = ["GOOG.US", "PUSHED.ONLY"]
 # Prints the status of a POST that is refused.
@@ -52,7 +52,7 @@ def differences(expected: Row, actual: Row) -> Row:
 
 
 def instants(bars: oracle.Bars) -> list[datetime]:
-    """Bars where values begin, bars from all of the history, and moments between, before and after bars."""
+    """Bars where values begin, bars from all of the history, and instants between, before and after bars."""
     dates = bars.dates
     chosen = {*dates[:40], *dates[47:52], *dates[197:202], *dates[200::97], dates[-1]}
     between = [dates[150] + timedelta(hours=13), dates[-1] + OFFLINE_TTL]
@@ -124,7 +124,7 @@ def test_every_served_feature_is_of_the_newest_bar(symbol, served, bars):
     assert known == {("PRESENT", newest)}
 
 
-def test_integers_are_served_as_integers_and_the_rest_is_not(served):
+def test_only_integer_features_are_served_as_integers(served):
     for features in served.values():
         integers = {name for name, feature in features.items() if isinstance(feature.value, int)}
         assert integers == oracle.INTEGERS
@@ -141,7 +141,7 @@ def test_history_has_every_feature_as_computed_from_the_raw_bars(symbol, history
 
 
 @each_symbol
-def test_of_a_first_bar_only_what_one_bar_can_say_is_not_null(symbol, history, bars):
+def test_on_a_first_bar_only_features_of_one_bar_are_not_null(symbol, history, bars):
     first = history[symbol, bars[symbol].dates[0]]
     assert {name for name, value in first.items() if value is not None} == OF_THE_FIRST_BAR
 
@@ -170,8 +170,8 @@ def test_training_and_serving_agree_to_the_last_bit(symbol, served, history, bar
         ("pipeline1", "systemd-run --quiet --wait --collect --pipe --unit=feast-environment env"),
     ],
 )
-def test_python_runs_as_it_was_compiled(host_named, host, asks):
-    # Otherwise an import takes four times as long, and Feast checks types at each call.
+def test_python_runs_with_the_optimization_of_its_bytecode(host_named, host, asks):
+    # Without -O, an import takes four times as long, and Feast checks types at each call.
     host = host_named(host)
     with host.sudo():
         assert "PYTHONOPTIMIZE=1" in host.check_output(asks)
@@ -205,7 +205,7 @@ def bars_without_volume(host_named, bars):
     return several
 
 
-def test_without_a_volume_prices_are_served_and_what_needs_it_is_null(gateway, trainer, bars_without_volume):
+def test_without_a_volume_prices_are_served_and_volume_features_are_null(gateway, trainer, bars_without_volume):
     served = gateway.read(list(bars_without_volume), features=oracle.REFERENCES)
     history = trainer.read(
         oracle.REFERENCES, [(symbol, instant) for symbol, some in bars_without_volume.items() for instant in some.dates]
@@ -225,20 +225,20 @@ def test_without_a_volume_prices_are_served_and_what_needs_it_is_null(gateway, t
     assert None not in recovered.values()
 
 
-def test_an_unknown_symbol_is_null_and_disturbs_no_other(gateway, served):
+def test_an_unknown_symbol_is_null_and_the_others_are_served(gateway, served):
     answer = gateway.read(["NO.SUCH", "EURUSD"], features=oracle.REFERENCES)
     assert {(feature.value, feature.event_timestamp) for feature in answer["NO.SUCH"].values()} == {NOTHING}
     assert answer["EURUSD"] == served["EURUSD"]
 
 
-def test_an_unknown_feature_is_the_clients_mistake(gateway):
+def test_an_unknown_feature_is_a_client_error(gateway):
     for feature in ["ohlcv_features:no_such", "no_such_view:close"]:
         status, _ = gateway.post("/get-online-features", {"features": [feature], "entities": {"symbol": ["EURUSD"]}})
         assert 400 <= status < 500
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer ", "Bearer wrong", "Basic cmVhZGVyOg=="])
-def test_a_stranger_gets_nothing_without_a_token(host_named, gateway, authorization):
+def test_a_client_without_a_token_is_refused(host_named, gateway, authorization):
     body = json.dumps({"features": oracle.REFERENCES, "entities": {"symbol": SYMBOLS}})
     for path in ["/get-online-features", "/push", "/materialize", "/docs", "/health", "/"]:
         request = (gateway.url + path, authorization, body, gateway.authority)

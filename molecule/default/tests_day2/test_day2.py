@@ -1,4 +1,4 @@
-"""What a day of operations brings, through site.yml alone. The tests build on one another, in this order."""
+"""A day of operations, through site.yml alone. The tests build on one another, in this order."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_new_host_serves_alone_when_the_first_one_is_stopped(inventory: Any, cli
 @pytest.mark.parametrize(
     ("host", "unit", "layer"), [("cache1", "redis-server", "redis"), ("pipeline1", "cron", "pipeline")]
 )
-def test_failed_host_ends_the_run_before_what_needs_it(
+def test_failed_host_ends_the_run_before_plays_that_need_it(
     site: Any, starts: Any, inventory: Any, host: str, unit: str, layer: str
 ) -> None:
     before = starts()
@@ -232,7 +232,7 @@ def test_wrong_vault_password_ends_before_any_host_is_touched(site: Any, invento
     def logins() -> int:
         return int(cache1.check_output("journalctl -u ssh -o cat --no-pager | grep -c Accepted"))
 
-    own = -logins() + logins()  # each question is a login too
+    own = -logins() + logins()  # each query is a login, too
     before = logins()
     run = site(env=playbooks.environment(ANSIBLE_VAULT_PASSWORD_FILE=str(wrong)))
     assert run.code != 0
@@ -257,7 +257,7 @@ def test_bad_variable_ends_the_run_with_one_sentence(site: Any, variables: dict[
     assert all(word in sentence(run) for word in words), run.output
 
 
-def test_lost_state_is_named_first_and_comes_back_in_one_run(site: Any, inventory: Any, client: Any) -> None:
+def test_lost_state_is_reported_first_and_restored_by_one_run(site: Any, inventory: Any, client: Any) -> None:
     database, pipeline, cache = (inventory.host(name) for name in ("database1", "pipeline1", "cache1"))
     count = "runuser -u postgres -- psql -XAt feast -c 'SELECT count(*) FROM market_data.ohlcv_daily'"
     bars = database.check_output(count)

@@ -45,7 +45,7 @@ def test_environment_belongs_to_root(host: Host) -> None:
 
 
 def test_services_find_their_bytecode(host: Host) -> None:
-    # Without it an import takes four times as long. Units and commands run with PYTHONOPTIMIZE=1, as -O does.
+    # Without bytecode an import takes four times as long. Units and commands run with PYTHONOPTIMIZE=1, as -O does.
     script = (
         "import feast.feature_server, sys, os;"
         "cached = [getattr(module, '__cached__', None) or '' for module in sys.modules.values()];"
@@ -123,10 +123,10 @@ def playbook(pytestconfig: pytest.Config, name: str, *options: str) -> subproces
 
 
 @pytest.mark.parametrize("purpose", ["train", "serve"])
-def test_a_client_outside_gets_all_that_it_needs(
+def test_a_client_outside_the_inventory_logs_in_with_its_written_configuration(
     inventory: Any, host: Host, pytestconfig: pytest.Config, tmp_path: Path, purpose: str
 ) -> None:
-    """What client_config.yml writes is carried to a host, and logs in from there."""
+    """The files of client_config.yml are copied to a host, and log in from there."""
     config = tmp_path / "feature_store.yaml"
     variables = f"--extra-vars={json.dumps({'client_path': str(config), 'client_purpose': purpose})}"
     written = playbook(pytestconfig, "ansible/client_config.yml", variables)
@@ -165,7 +165,7 @@ def test_a_secret_that_a_store_does_not_know_changes_nothing(
         assert host.check_output(state) == before
 
 
-def test_what_began_with_former_secrets_is_waited_for(host: Host, pytestconfig: pytest.Config) -> None:
+def test_a_run_waits_for_units_with_former_secrets(host: Host, pytestconfig: pytest.Config) -> None:
     host.check_output(
         "systemd-run --unit=began-before --uid=feast"
         " -p LoadCredentialEncrypted=pipeline_url:/etc/credstore.encrypted/pipeline_url sleep 600"
@@ -184,7 +184,7 @@ def test_what_began_with_former_secrets_is_waited_for(host: Host, pytestconfig: 
 
 def test_status_is_machine_readable(host: Host) -> None:
     result = host.run("larder status --json")
-    assert result.rc == 5  # nothing was materialized yet, and it says so
+    assert result.rc == 5  # nothing was materialized yet, so the status is not healthy
     status = json.loads(result.stdout)
     assert {view["name"] for view in status["views"]} >= {"ohlcv_features", "market_features"}
     assert any("Never materialized" in problem for problem in status["problems"])

@@ -13,7 +13,7 @@ def host(inventory: Any) -> Host:
     return inventory.host("feast1")
 
 
-def test_what_the_repository_lost_is_gone_from_the_registry(host: Host) -> None:
+def test_an_object_removed_from_the_repository_leaves_the_registry(host: Host) -> None:
     assert "trading_signals" not in host.check_output("feast feature-services list")
     assert not host.file("/opt/feast/feature_repo/feature_services.py").exists
     assert "ohlcv_features" in host.check_output("feast feature-views list")

@@ -1,7 +1,7 @@
-"""Read without pause, as a gateway would: from instances that say that they are ready, and never twice.
+"""Read without pause, as a gateway would: from instances that say that they are ready, without a retry.
 
-Standard input: JSON {address, ports, watched, certificate, symbol, value, until}; those watched are only asked whether
-they are ready. It ends when the file `until` exists, and prints how many reads there were and what was wrong.
+Standard input: JSON {address, ports, watched, certificate, symbol, value, until}; the watched ports are only asked
+whether they are ready. The load ends when the file `until` exists, and prints the number of reads and what was wrong.
 """
 
 import http.client

@@ -40,7 +40,7 @@ OWN = "-CAfile {own}/ca.crt -cert {own}/tls.crt -key {own}/tls.key"
         ("-CAfile {own}/ca.crt -cert /root/foreign.crt -key /root/foreign.key", False),
         (f"{OWN} -tls1_2", False),
     ],
-    ids=["own certificate", "no certificate", "certificate of a foreign authority", "TLS 1.2"],
+    ids=["own certificate", "no certificate", "certificate of a foreign CA", "TLS 1.2"],
 )
 def test_only_a_client_that_the_stack_knows_is_answered(server, unit, options, answers):
     server.host.check_output(
@@ -78,7 +78,7 @@ def test_the_instances_are_closed_to_strangers(server, stranger, unit):
 
 
 @pytest.mark.parametrize("port", [6576, 6577])
-def test_what_is_pushed_is_read(server, port):
+def test_a_pushed_quote_is_read(server, port):
     assert server.push(port, f"PUSHED{port}", 12.5).status == 200
     for reader in (6566, 6567):
         assert server.read(reader, f"PUSHED{port}").json["results"][1]["values"] == [12.5]
@@ -117,7 +117,7 @@ def test_a_refused_push_is_in_neither_store(server, columns, expected):
     assert server.quotes("NEITHER") == ""
 
 
-def test_what_is_no_http_is_answered_in_the_shape_of_every_error(server):
+def test_invalid_http_gets_an_error_like_every_other(server):
     options = OWN.format(own=server.certificate)
     request = r"(printf 'no HTTP\r\n\r\n'; sleep 2)"
     answer = server.host.run(
@@ -127,7 +127,7 @@ def test_what_is_no_http_is_answered_in_the_shape_of_every_error(server):
     assert answer.stdout.endswith('{"detail": "Invalid HTTP request received."}')
 
 
-def test_an_instance_is_confined(server, unit):
+def test_an_instance_is_sandboxed(server, unit):
     assert server.host.run(f"systemd-analyze security --threshold=15 {unit}.service").rc == 0
     for pid in pids(server, unit):
         status = dict(
@@ -157,7 +157,7 @@ def test_a_restart_returns_when_the_instance_serves(server):
 
 
 def test_an_instance_that_stops_serves_until_the_gateway_knows(server):
-    """This host is the inventory's gateway: what asks from here asks as the gateway."""
+    """This host is the inventory's gateway, so its requests count as the gateway's."""
     server.host.check_output("systemctl --no-block restart feature-server@2")
     time.sleep(1)
     assert server.read(6567, "ANY").status == 200, "it serves while it drains"
@@ -189,8 +189,8 @@ def test_a_killed_instance_comes_back(server):
 
 
 @pytest.mark.parametrize("signal", ["STOP", "KILL"])
-def test_redis_away_is_a_bounded_503(server, signal):
-    """Hanging (STOP) or gone (KILL, and not back for some seconds)."""
+def test_without_redis_the_answer_is_a_quick_503(server, signal):
+    """Redis hangs (STOP), or is gone (KILL, and not back for some seconds)."""
     redis = server.host
     if signal == "STOP":
         redis.check_output("systemctl kill --signal=STOP redis-server")
@@ -213,7 +213,7 @@ def test_without_postgresql_reads_go_on_and_then_new_views_are_seen(server):
     postgresql = server.host
     postgresql.check_output("systemctl stop postgresql@17-main")
     try:
-        # Longer than the registry's copy is trusted.
+        # Longer than an instance trusts its copy of the registry.
         time.sleep(12)
         assert server.read(6566, "ANY").status == 200
         assert server.ask(6566, "/ready").status == 200
@@ -221,7 +221,7 @@ def test_without_postgresql_reads_go_on_and_then_new_views_are_seen(server):
         postgresql.check_output("systemctl start postgresql@17-main")
 
 
-def test_what_is_applied_is_served_without_a_restart(server):
+def test_an_applied_view_is_served_without_a_restart(server):
     views = "/opt/feast/feature_repo/later_view.py"
     before = pids(server, "feature-server@1")
     assert server.read(6566, "ANY", "later:close").status == 404

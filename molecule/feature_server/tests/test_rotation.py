@@ -1,4 +1,4 @@
-"""New passwords and a new certificate while features are read: nobody notices, and what was before is refused."""
+"""Passwords and certificate rotate while features are read: no read fails, and former passwords are refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def credentials(server: Any) -> str:
 
 
 def under_load(server: Any, work: Any) -> tuple[dict[str, Any], Any]:
-    """Return what a load of reads has to say, and what the work returned that was done meanwhile."""
+    """Return the report of a load of reads, and the result of the work that was done meanwhile."""
     assert server.push(6576, "ROTATION", 12.5).status == 200
     server.host.check_output(f"rm -f {UNTIL}")
     request = {
@@ -136,8 +136,8 @@ def test_a_password_that_a_store_does_not_know_stops_before_anything_changed(
 
 
 @pytest.mark.parametrize("purpose", ["serve", "push"])
-def test_a_login_that_may_too_much_does_not_pass(server: Any, purpose: str) -> None:
-    """The password is good, and the purpose's own; the rights are those of another purpose's role."""
+def test_a_login_with_too_many_rights_is_refused(server: Any, purpose: str) -> None:
+    """The password is the purpose's own, but the login has the rights of another purpose's role."""
     grant = f"GRANT CREATE ON SCHEMA feast_registry TO feast_{purpose}"
     server.host.check_output(f'runuser -u postgres -- psql -d feast -c "{grant}"')
     try:

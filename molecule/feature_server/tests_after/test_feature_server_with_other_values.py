@@ -18,17 +18,17 @@ def test_every_instance_runs_with_the_new_values(server, unit):
     assert f"LARDER_REVISION={running['revision']} " in unit_now
 
 
-def test_an_instance_that_is_not_wanted_is_gone(server):
+def test_an_unwanted_instance_is_stopped(server):
     assert not server.host.service("push-server@2").is_running
     assert not server.host.service("push-server@2").is_enabled
 
 
-def test_what_is_pushed_is_still_read(server):
+def test_a_pushed_quote_is_still_read(server):
     assert server.push(6576, "AFTER", 2.5).status == 200
     assert server.read(6566, "AFTER").json["results"][1]["values"] == [2.5]
 
 
-def test_a_push_may_come_from_as_far_ahead_as_the_variable_says(server):
+def test_a_push_may_be_as_far_ahead_as_the_variable_allows(server):
     for seconds, status in ((300, 200), (900, 422)):
         ahead = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
         assert server.push(6576, "AHEAD", 1.0, event_timestamp=ahead).status == status

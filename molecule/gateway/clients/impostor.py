@@ -1,6 +1,6 @@
 """Stand in for an instance: answer everything with 200, and note each request, with its headers, in /run/impostor.
 
-Arguments: the newest TLS that it speaks (TLSv1_2 or TLSv1_3), and its ports. The certificate and its key are in
+Arguments: the newest TLS version to speak (TLSv1_2 or TLSv1_3), and the ports. The certificate and its key are in
 /run/impostor.pem.
 """
 

@@ -1,4 +1,4 @@
-"""What the gateway promises its clients, and those who are not."""
+"""What the gateway promises to its clients, and what it refuses to everybody else."""
 
 import http.client
 import re
@@ -70,7 +70,7 @@ def test_a_token_counts_only_as_a_bearer_token(gateway):
 
 
 @pytest.mark.parametrize("path", ["/push", "/write-to-online-store"])
-def test_a_reader_writes_nothing(gateway, path):
+def test_a_reader_may_not_push(gateway, path):
     answer = gateway.ask("POST", path, gateway.reader, {})
     assert (answer.status, set(answer.json)) == (403, {"detail"})
     assert gateway.push("REFUSED", 1.0, gateway.reader).status == 403
@@ -78,7 +78,7 @@ def test_a_reader_writes_nothing(gateway, path):
 
 
 @pytest.mark.parametrize("value", [12.5, -0.25])
-def test_what_the_writer_pushes_is_what_the_reader_reads(gateway, value):
+def test_the_reader_reads_the_quote_that_the_writer_pushed(gateway, value):
     symbol = f"PUSHED{value}"
     assert gateway.push(symbol, value, gateway.writer).status == 200
     for token in (gateway.reader, gateway.writer):
@@ -94,7 +94,7 @@ def test_one_symbol_can_be_read_by_its_address(gateway, symbol):
 
 
 @pytest.mark.parametrize(("method", "path"), FOR_NOBODY)
-def test_what_is_not_allowed_is_not_there(gateway, method, path):
+def test_other_paths_and_methods_are_not_found(gateway, method, path):
     for token in (gateway.reader, gateway.writer):
         answer = gateway.ask(method, path, token, "{}" if method != "GET" else None)
         assert (answer.status, answer.json) == (404, {"detail": "not found"})
@@ -132,14 +132,14 @@ def test_a_large_body_is_refused(gateway):
         {"entities": {"symbol": ["A"]}, "feature_service": "missing"},
     ],
 )
-def test_a_bad_request_is_the_clients_error_and_tells_nothing_else(gateway, body):
+def test_a_bad_request_is_a_client_error_without_internals(gateway, body):
     answer = gateway.ask("POST", "/get-online-features", gateway.reader, body)
     assert answer.status in (400, 404, 422)
     assert "Traceback" not in answer.text
     assert "server" not in answer.headers
 
 
-def test_a_read_of_more_than_one_may_ask_for_is_refused(gateway):
+def test_a_read_of_too_many_values_is_refused(gateway):
     body = {"entities": {"symbol": ["A"] * 40_000}, "feature_service": "trading_signals"}
     answer = gateway.ask("POST", "/get-online-features", gateway.reader, body)
     assert answer.status == 413
@@ -148,7 +148,7 @@ def test_a_read_of_more_than_one_may_ask_for_is_refused(gateway):
 
 
 @pytest.mark.parametrize("port", [6566, 6567, 6576, 6577, 6586, 6587, 6596, 6597])
-def test_there_is_no_way_past_the_gateway(hosts, port):
+def test_clients_cannot_reach_the_instances_directly(hosts, port):
     """The firewall of the base role opens the instances' ports to the gateways only."""
     server = hosts["server1"].ansible.get_variables()["ansible_host"]
     script = f"import socket; socket.create_connection(('{server}', {port}), timeout=3)"
@@ -156,7 +156,7 @@ def test_there_is_no_way_past_the_gateway(hosts, port):
     assert hosts["gateway1"].run(f'python3 -c "{script}"').succeeded
 
 
-def test_a_token_is_nowhere_on_the_hosts(hosts, gateway):
+def test_no_host_stores_a_token(hosts, gateway):
     gateway.ask("GET", f"/ready?token={gateway.writer}", gateway.writer)
     gateway.ask("GET", "/docs", gateway.writer)
     for token in (gateway.reader, gateway.writer):
@@ -191,7 +191,7 @@ def test_old_tls_is_refused_by_the_gateway(gateway, version):
         gateway.connect(old).connect()
 
 
-def test_a_client_has_as_many_connections_as_it_may_and_no_more(gateway):
+def test_connections_of_a_client_address_are_limited(gateway):
     most, more = DEFAULTS["gateway_client_connections"], 20
     with ExitStack() as stack:
         poll = select.poll()
@@ -204,7 +204,7 @@ def test_a_client_has_as_many_connections_as_it_may_and_no_more(gateway):
     assert gateway.ask_until(lambda answer: answer.status == 200, 30).json["status"] == "ready"
 
 
-def test_a_client_that_asks_too_often_is_told_so_and_heals(gateway):
+def test_a_client_that_asks_too_often_gets_429_and_recovers(gateway):
     most = DEFAULTS["gateway_client_requests_per_second"]
     answers = gateway.flood(b"GET /ready HTTP/1.1\r\nHost: gateway\r\n\r\n", 10 * most)
     statuses = re.findall(rb"HTTP/1\.1 (\d+)", answers)
@@ -214,7 +214,7 @@ def test_a_client_that_asks_too_often_is_told_so_and_heals(gateway):
     assert gateway.ask_until(lambda answer: answer.status != 429, 30).json["status"] == "ready"
 
 
-def test_a_token_that_asks_too_often_is_told_so_and_takes_nothing_from_another(gateway):
+def test_a_token_that_asks_too_often_gets_429_and_others_are_served(gateway):
     most = DEFAULTS["gateway_token_requests_per_second"]
     head = f"POST /get-online-features HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {gateway.reader}\r\n\r\n"
     answers = gateway.flood(head.encode(), 10 * most)
@@ -228,7 +228,7 @@ def test_a_token_that_asks_too_often_is_told_so_and_takes_nothing_from_another(g
     assert gateway.ask_until(lambda answer: answer.status != 429, 30).status == 200
 
 
-def test_a_token_has_as_many_requests_on_their_way_as_it_may_and_no_more(gateway, hosts):
+def test_simultaneous_requests_of_a_token_are_limited(gateway, hosts):
     most, more = DEFAULTS["gateway_token_requests"], 12
     server, units = hosts["server1"], "feature-server@1 feature-server@2"
     answers = []
@@ -252,7 +252,7 @@ def test_a_token_has_as_many_requests_on_their_way_as_it_may_and_no_more(gateway
     assert statuses[200] > 0
 
 
-def test_the_client_knows_whom_it_asks(gateway):
+def test_a_client_checks_the_gateways_certificate(gateway):
     connection = gateway.connect()
     connection.connect()
     assert connection.sock.version() == "TLSv1.3"
@@ -278,7 +278,7 @@ def test_a_probe_has_no_body(gateway, chunked):
     assert gateway.ask("GET", "/ready", gateway.reader, iter([b"12345"]) if chunked else "12345").status == 400
 
 
-def test_haproxy_holds_no_right(hosts):
+def test_haproxy_is_sandboxed(hosts):
     host = hosts["gateway1"]
     assert host.run("systemd-analyze security --threshold=15 haproxy.service").rc == 0
     pids = host.run("cat /sys/fs/cgroup/system.slice/haproxy.service/cgroup.procs").stdout.split()
@@ -291,7 +291,7 @@ def test_haproxy_holds_no_right(hosts):
         assert host.run(f"nsenter --target {pid} --mount ls -A /home /root").stdout.split() == ["/home:", "/root:"]
 
 
-def test_without_redis_the_answer_is_a_quick_503_and_it_heals(hosts, gateway):
+def test_without_redis_the_answer_is_a_quick_503_until_redis_is_back(hosts, gateway):
     redis = hosts["server1"]
     redis.check_output("systemctl stop redis-server")
     try:
@@ -299,13 +299,13 @@ def test_without_redis_the_answer_is_a_quick_503_and_it_heals(hosts, gateway):
         answer = gateway.read("ANY", gateway.reader)
         assert time.monotonic() - started < 10
         assert (answer.status, answer.json) == (503, {"detail": "a store is not available"})
-        # Then the health checks have noticed.
+        # After this answer the health checks have noticed.
         assert gateway.read_until("no feature server is available", 30).status == 503
     finally:
         redis.check_output("systemctl start redis-server")
     assert gateway.read_until(None, 30).status == 200
 
 
-def test_what_was_somebody_elses_is_kept_beside(on):
+def test_the_former_haproxy_configuration_is_kept(on):
     kept = on("gateway1").file("/etc/haproxy/haproxy.cfg.before-larder")
     assert "frontend shop" in kept.content_string

@@ -1,4 +1,4 @@
-"""A hostile reader with a valid token sends the worst that is allowed, and the other clients notice little of it."""
+"""A hostile reader with a valid token sends the worst that is allowed, and the other clients are served."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def memory(hosts: dict[str, Host]) -> Iterator[Callable[[str], tuple[int, int]]]
                 f"mkdir {MEMORY}/{unit} && echo {most} > {MEMORY}/{unit}/{limit}"
                 f" && echo {main} > {MEMORY}/{unit}/cgroup.procs"
             )
-            # What a process uses already stays where it was: a new worker begins in the group.
+            # Memory in use stays in its former group, so a new worker begins in this one.
             [before] = workers(server, unit)
             server.check_output(f"kill {before}")
             end = time.monotonic() + 120
@@ -79,7 +79,7 @@ def states(hosts: dict[str, Host]) -> dict[str, tuple[str, ...]]:
     return stats(hosts, "status", "check_status")
 
 
-def test_a_hostile_reader_takes_nothing_from_the_others(
+def test_other_clients_are_served_beside_a_hostile_reader(
     hosts: dict[str, Host], gateway: Any, inventory: Any, memory: Callable[[str], tuple[int, int]]
 ) -> None:
     server = hosts["server1"]

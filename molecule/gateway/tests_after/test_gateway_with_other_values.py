@@ -32,7 +32,7 @@ def instances(hosts, field: str) -> dict[str, str]:
     }
 
 
-def test_the_new_instance_takes_its_part(gateway, hosts):
+def test_the_new_instance_gets_requests(gateway, hosts):
     before = instances(hosts, "stot")
     assert set(before) == {"6566", "6567", "6568"}
     for _ in range(30):
@@ -67,11 +67,9 @@ def impostor(hosts, certificate: str, tls: str = "TLSv1_3") -> Iterator[Callable
         ("gateway1", "cat /etc/larder/tls/gateway/current/tls.*", "TLSv1_3", "L6RSP"),
         ("server1", SELF_SIGNED, "TLSv1_3", "L6RSP"),
     ],
-    ids=["its own name", "older TLS", "another host's name", "no authority"],
+    ids=["its own name", "older TLS", "another host's name", "no CA"],
 )
-def test_an_instance_is_trusted_only_by_its_name_the_stacks_authority_and_tls_1_3(
-    hosts, host, certificate, tls, status
-):
+def test_an_instance_is_trusted_only_by_its_name_the_stacks_ca_and_tls_1_3(hosts, host, certificate, tls, status):
     with impostor(hosts, hosts[host].check_output(certificate), tls) as noted:
         expected = (status, status == "L7OK")
         end = time.monotonic() + 60
@@ -80,7 +78,7 @@ def test_an_instance_is_trusted_only_by_its_name_the_stacks_authority_and_tls_1_
             time.sleep(1)
 
 
-def test_no_instance_is_told_a_token(gateway, hosts):
+def test_no_instance_receives_a_token(gateway, hosts):
     reads = [("GET", "/health", None), ("POST", "/get-online-features", {})]
     with impostor(hosts, hosts["server1"].check_output(OF_SERVER1)) as noted:
         end = time.monotonic() + 60
@@ -95,12 +93,12 @@ def test_no_instance_is_told_a_token(gateway, hosts):
     assert READER not in told
 
 
-def test_the_new_limit_holds(gateway):
+def test_the_new_body_limit_holds(gateway):
     assert gateway.ask("POST", "/get-online-features", READER, "x" * 20001).status == 413
     assert gateway.ask("POST", "/get-online-features", READER, "x" * 20000).status in (400, 422)
 
 
-def test_where_requests_wait_a_client_with_few_comes_before_one_with_many(gateway, hosts):
+def test_a_client_with_few_waiting_requests_comes_before_one_with_many(gateway, hosts):
     server, units = hosts["server1"], "feature-server@1 feature-server@2 feature-server@3"
     working, waiting = 3 * 2, 30  # gateway_server_connections of each instance
     order: list[str] = []
@@ -140,7 +138,7 @@ def test_a_former_token_is_refused(gateway, token):
     assert gateway.push("ANY", 1.0, token).status == 401
 
 
-def test_the_new_certificate_is_served_and_the_one_before_is_gone(gateway, hosts):
+def test_the_new_certificate_is_served_and_the_former_one_is_removed(gateway, hosts):
     connection = gateway.connect()
     connection.connect()
     served = ssl.DER_cert_to_PEM_cert(connection.sock.getpeercert(binary_form=True))
@@ -151,7 +149,7 @@ def test_the_new_certificate_is_served_and_the_one_before_is_gone(gateway, hosts
     assert (key.user, key.group, key.mode) == ("root", "haproxy", 0o640)
 
 
-def test_older_tls_is_there_for_who_asks_for_it(gateway):
+def test_older_tls_can_be_allowed_by_a_variable(gateway):
     old = ssl.create_default_context(cadata=gateway.authority)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     connection = gateway.connect(old)

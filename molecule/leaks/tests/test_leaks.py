@@ -34,7 +34,7 @@ def test_scanner_finds_a_secret_in_every_place(evidence: Any, name: str) -> None
     assert PLACES[name] <= found(evidence, name)
 
 
-def test_scanner_looked_often_enough_to_see_what_is_short(evidence: Any) -> None:
+def test_scanner_sees_short_lived_processes_and_files(evidence: Any) -> None:
     periods = {
         capture.place: float(capture.content) for capture in evidence.stack.captures if capture.place.endswith("period")
     }
@@ -42,7 +42,7 @@ def test_scanner_looked_often_enough_to_see_what_is_short(evidence: Any) -> None
     assert max(periods.values()) < 0.15, periods
 
 
-def test_everything_that_should_happen_has_happened(evidence: Any) -> None:
+def test_every_step_of_the_stacks_life_has_happened(evidence: Any) -> None:
     runs = evidence.stack.runs
     ends = {label: run.output[-3000:] for label, run in runs.items() if run.code and label not in FAILING}
     assert not ends, "\n".join(f"{label} has failed:\n{end}" for label, end in ends.items())
@@ -53,7 +53,7 @@ def test_everything_that_should_happen_has_happened(evidence: Any) -> None:
     ] == []
 
 
-def test_clients_who_err_are_told_so(evidence: Any) -> None:
+def test_client_errors_are_reported(evidence: Any) -> None:
     answers = evidence.stack.answers
     assert answers["read again"] == 200
     assert answers["a token that nobody has"] == answers["a token and more"] == answers["no token"] == 401
@@ -72,20 +72,20 @@ LASTING = [entry for entry in ALLOWED if "short-lived" not in entry.place]
 
 
 @pytest.mark.parametrize("entry", LASTING, ids=lambda entry: f"{entry.place} {entry.path}".strip())
-def test_what_is_allowed_is_there(evidence: Any, entry: Allowed) -> None:
-    """An exception that nothing needs is one too many; and the scan sees real secrets, not only planted ones."""
+def test_every_allowed_place_holds_a_secret(evidence: Any, entry: Allowed) -> None:
+    """Every exception is needed, and the scan sees real secrets, not only planted ones."""
     assert any(entry.covers(hit.place, hit.path, hit.owner, hit.mode, hit.secret.kind) for hit in evidence.hits)
 
 
-def test_no_service_leaves_its_memory_behind(evidence: Any) -> None:
+def test_no_service_dumps_core(evidence: Any) -> None:
     assert evidence.cores == []
-    # Where this machine's kernel writes them is not where every kernel does.
+    # Kernels differ in where they write core files.
     limits = evidence.stack.on_host(f"systemctl show --property=Id,LimitCORE,LimitCORESoft {' '.join(UNITS)}")
     assert limits.count("LimitCORE=0\n") == limits.count("LimitCORESoft=0\n") == len(UNITS), limits
 
 
-def test_turned_off_by_the_documented_switch_secrets_are_shown(evidence: Any) -> None:
-    """So what hides them is no_log, and the scan of a run's output sees what it hides."""
+def test_secrets_are_shown_when_secure_logging_is_off(evidence: Any) -> None:
+    """no_log hides the secrets, and without it the scan of a run's output finds them."""
     stack = evidence.stack
     secrets = [secret for secret in stack.secrets.values() if secret.kind in {"password", "hash", "verifier"}]
     off = "--extra-vars=larder_secure_logging=false"

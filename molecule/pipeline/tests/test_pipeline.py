@@ -66,7 +66,7 @@ def test_bars_are_served_after_a_run(inventory: Any, host: Host) -> None:
     assert close_of(inventory, "AAA") == (102.0, 104.0)
 
 
-def test_what_is_served_lives_for_a_year(inventory: Any, host: Host) -> None:
+def test_served_rows_live_for_a_year(inventory: Any, host: Host) -> None:
     login = host.check_output("grep -oE '^user admin(_g[0-9a-f]{8})? ' /etc/redis/users.acl").split()[1]
     password = inventory.variables("pipeline1")["redis_passwords"]["admin"].encode()
     escaped = "".join(f"\\x{byte:02x}" for byte in password)
@@ -95,7 +95,7 @@ def test_corrected_bar_reaches_redis_although_its_timestamp_is_the_same(inventor
     assert close_of(inventory, "AAA")[0] == 210.0
 
 
-def test_correction_in_the_middle_changes_what_depends_on_it(inventory: Any, host: Host) -> None:
+def test_correction_in_the_middle_changes_dependent_features(inventory: Any, host: Host) -> None:
     before = close_of(inventory, "AAA")[1]
     bring(
         inventory,
@@ -153,7 +153,7 @@ def test_bad_file_harms_only_itself_and_journal_metric_and_status_say_why(invent
     assert "refused files         0\n" in host.run("larder status").stdout
 
 
-def test_file_where_the_pipelines_user_may_not_look_is_told_so(host: Host) -> None:
+def test_file_in_an_unreadable_folder_is_reported(host: Host) -> None:
     host.check_output("chmod 700 /root && touch /root/hidden.csv")
     for command in ("larder load /root/hidden.csv", "cd /root && larder load hidden.csv"):
         result = host.run(command)

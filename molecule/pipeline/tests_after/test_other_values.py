@@ -24,7 +24,7 @@ def test_unit_follows_the_variables(host: Host) -> None:
     assert "--days 3" in shown
 
 
-def test_indicators_are_of_adjusted_prices(inventory: Any, host: Host) -> None:
+def test_indicators_use_adjusted_prices(inventory: Any, host: Host) -> None:
     """Ten for one after the third of seven bars. A command by hand computes as the unit does: nothing is due."""
     rows = [
         f"2026-01-{day:02},{c},{c * 1.1},{c * 0.9},{c},100,{v}"
@@ -46,7 +46,7 @@ def test_indicators_are_of_adjusted_prices(inventory: Any, host: Host) -> None:
     assert host.check_output("larder compute && larder due").splitlines()[-1] == "not due"
 
 
-def test_format_of_the_inventory_is_one_of_the_commands(host: Host) -> None:
+def test_commands_know_the_inventorys_formats(host: Host) -> None:
     lines = host.check_output("/opt/feast/current/bin/larder formats").splitlines()
     assert lines[0].strip() == "our export"
     header, row = "day,open,high,low,last", "3/4/2024,1,3,1,2"
@@ -80,7 +80,7 @@ def test_run_past_its_deadline_is_ended_and_the_next_one_recovers(host: Host) ->
         assert host.run(f"systemctl start {UNIT}").rc != 0
         assert "timeout" in host.check_output(f"systemctl show {UNIT} -p Result")
     finally:
-        # Neither psql nor the run says good-bye: the server notices by itself.
+        # Neither psql nor the run closes its connection: the server notices by itself.
         host.check_output(f"rm -r {drop_in}; systemctl daemon-reload; systemctl kill --signal=KILL lock")
     sessions = (
         "SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'feast_pipeline%' OR query LIKE '%pg_sleep%600%'"

@@ -98,7 +98,7 @@ def ask_as(ask, login, passwords):
 
 
 @pytest.mark.parametrize("source", ["server1", "stranger"])
-def test_nobody_enters_without_authentication(ask, source):
+def test_unauthenticated_client_is_refused(ask, source):
     commands = [["PING"], ["HMGET", "k", "f"], ["CONFIG", "GET", "*"], ["INFO"], ["FLUSHALL"]]
     assert ask(*commands, source=source) == [UNAUTHENTICATED] * len(commands)
 
@@ -114,8 +114,8 @@ def test_a_password_opens_no_other_user(ask, login, passwords):
         assert ask(["PING"], user=user, password=passwords["serve"]) == [WRONG]
 
 
-def test_a_client_of_the_stack_is_greeted(greet):
-    """Else the refusals below would prove nothing."""
+def test_a_client_of_the_stack_gets_an_answer(greet):
+    """Without this test, the refusals below would prove nothing."""
     assert greet() == greet("stranger") == "-NOAUTH Authentication required."
 
 
@@ -136,16 +136,16 @@ def foreign(inventory):
     return inventory.run("stranger", "ls -d /etc/larder/tls/gateway/*Z", "").strip()
 
 
-def test_a_certificate_of_another_authority_is_refused(greet, foreign):
+def test_a_certificate_of_another_ca_is_refused(greet, foreign):
     assert "UNKNOWN_CA" in greet("stranger", certificate=foreign)
 
 
-def test_a_client_sees_that_another_authority_signed(greet, foreign):
+def test_a_client_refuses_a_server_of_another_ca(greet, foreign):
     assert "CERTIFICATE_VERIFY_FAILED" in greet("stranger", authorities=f"{foreign}/ca.crt")
 
 
 @pytest.mark.parametrize("name", ["server1", "192.0.2.7"])
-def test_a_client_sees_that_another_host_answers(greet, name):
+def test_a_client_refuses_a_server_of_another_name(greet, name):
     assert "mismatch" in greet(name=name)
 
 
@@ -186,7 +186,7 @@ def test_the_monitor_sees_statistics_and_no_password(ask_as, login, passwords):
     )
 
 
-def test_the_documents_settings_are_live(ask_as):
+def test_the_documented_settings_are_live(ask_as):
     asked = {
         "maxmemory": str(2 << 30),
         "maxmemory-policy": "allkeys-lru",
@@ -208,7 +208,7 @@ def test_the_documents_settings_are_live(ask_as):
     assert dict(zip(answer[::2], answer[1::2], strict=True)) == asked
 
 
-def test_redis_listens_at_no_address_that_it_was_not_given(host, inventory, address):
+def test_redis_listens_at_named_addresses_only(host, inventory, address):
     """A second address of the host reaches sshd, which listens everywhere, and not Redis."""
     other = "192.0.2.7"
     probe = f"timeout 3 bash -c '</dev/tcp/{other}/%d' && echo open || echo closed"
@@ -266,7 +266,7 @@ def test_the_unit_is_sandboxed(host):
         assert host.run(f"ls -A {inside}/home {inside}/root").stdout.split() == [f"{inside}/home:", f"{inside}/root:"]
 
 
-def test_a_user_of_the_host_reads_no_hash_and_gets_no_socket(host):
+def test_a_local_user_reads_no_hash_and_opens_no_socket(host):
     for path in [
         "/etc/redis/users.acl",
         "/etc/redis/redis.conf",
@@ -280,8 +280,8 @@ def test_a_user_of_the_host_reads_no_hash_and_gets_no_socket(host):
             assert host.run(f"test -e {path}").rc == 0
 
 
-def test_no_password_rests_in_clear_text(inventory, passwords):
-    """The scan proves itself: it is also given a word that is in each of the places."""
+def test_no_password_is_stored_in_clear_text(inventory, passwords):
+    """The scan is also given a word that is in each of the places, to prove that it finds words there."""
     scan = """sudo bash -c '
         umask 077; mkdir /run/scan; trap "rm -r /run/scan" EXIT
         credential=/etc/credstore.encrypted/redis.maintenance
@@ -294,7 +294,7 @@ def test_no_password_rests_in_clear_text(inventory, passwords):
     assert found.splitlines() == control
 
 
-def test_what_was_somebody_elses_is_kept_beside_and_not_served(host):
+def test_former_settings_and_data_are_kept_and_not_served(host):
     with host.sudo():
         assert "\ndatabases 5\n" in host.file("/etc/redis/redis.conf.before-larder").content_string
         # A snapshot holds short strings as they are.

@@ -32,7 +32,7 @@ def test_the_new_values_are_live_and_in_the_file(host, ask_as):
     assert {"maxmemory 12mb", "maxmemory-policy volatile-lru", "maxclients 500", "hz 20"} <= set(lines)
 
 
-def test_the_least_recently_used_rows_make_room(ask_as):
+def test_the_least_recently_used_rows_are_evicted(ask_as):
     """More is written than the memory holds: no write fails, and rows that were read lately stay.
 
     Redis samples keys and counts idleness in seconds, so a few may go out of turn.

@@ -112,12 +112,12 @@ def nobody(passwords):
     return dict.fromkeys(passwords, False)
 
 
-def test_old_and_new_passwords_open(opens, first, second):
+def test_old_and_new_passwords_are_accepted(opens, first, second):
     assert opens(first) == everyone(first)
     assert opens(second) == everyone(second)
 
 
-def test_nothing_is_revoked_before_every_consumer_has_the_new(rotate, opens, first, second):
+def test_nothing_is_revoked_before_every_consumer_has_the_new_password(rotate, opens, first, second):
     result = rotate(second, "retire", confirmed=False)
     assert result.returncode != 0
     assert "Nothing was revoked: server1 did not end this run" in " ".join(result.stdout.split())
@@ -138,7 +138,7 @@ def test_a_session_of_an_old_password_is_waited_for_and_named(
     release()
 
 
-def test_then_the_old_passwords_are_refused(rotate, opens, unchanged, first, second):
+def test_the_old_passwords_are_refused_after_their_last_session(rotate, opens, unchanged, first, second):
     done(rotate(second, "retire"))
     assert opens(first) == {purpose: purpose not in HOSTILE for purpose in first}
     assert opens(second) == everyone(second)
@@ -149,8 +149,8 @@ def test_another_run_changes_nothing(rotate, second):
     assert playbooks.changed(done(rotate(second, "secrets", "retire")).stdout)["cache1"] == 0
 
 
-def test_the_old_vault_put_back_is_the_way_back(rotate, opens, hold, alive, login, second):
-    """Nobody who works with the old passwords notices anything."""
+def test_putting_the_old_vault_back_undoes_a_rotation(rotate, opens, hold, alive, login, second):
+    """No session with an old password ends."""
     third = fresh(second, "third")
     release = hold("back", {purpose: (login(purpose, second), second[purpose]) for purpose in second})
     done(rotate(third, "secrets"))

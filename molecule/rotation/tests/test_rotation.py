@@ -1,4 +1,4 @@
-"""Secrets rotate and nobody notices: the tests build on one another, in this order, under one load."""
+"""Secrets rotate without a failed request: the tests build on one another, in this order, under one load."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import pytest
 from conftest import Load, Operator, Run, Stores
 
 Starts = Callable[[], dict[str, str]]
-# `./larder test soak` has the time for all of it.
+# `./larder test soak` runs all of these tests.
 SOAK = "LARDER_SOAK" in os.environ
 soak = pytest.mark.skipif(not SOAK, reason="part of ./larder test soak")
 
 ROTATIONS = 3 if SOAK else 1
-# The plays of a rotation, in their order: what a run is killed at.
+# The plays of a rotation, in their order; a run is killed where one of them begins.
 STEPS = [
-    "TASK [Every host answers]",
-    "PLAY [The offline store accepts the vault's secrets beside",
-    "PLAY [The online store accepts the vault's secrets beside",
-    "PLAY [The pipeline uses the vault's secrets",
-    "PLAY [The feature servers use the vault's secrets",
-    "PLAY [The offline store accepts the vault's secrets alone",
-    "PLAY [The online store accepts the vault's secrets alone",
-    "PLAY [The gateway knows the vault's tokens",
+    "TASK [Gather facts from every host]",
+    "PLAY [Add the vault's secrets to the offline store",
+    "PLAY [Add the vault's secrets to the online store",
+    "PLAY [Change the pipeline to the vault's secrets",
+    "PLAY [Change the feature servers to the vault's secrets",
+    "PLAY [Revoke former secrets in the offline store",
+    "PLAY [Revoke former secrets in the online store",
+    "PLAY [Change the gateway to the vault's tokens",
 ]
 
 
@@ -60,7 +60,7 @@ def test_no_store_and_no_gateway_was_restarted(starts: Starts, at_first: dict[st
     assert {unit: start for unit, start in starts().items() if unit.startswith("store1")} == at_first
 
 
-def test_killed_on_the_way_it_is_finished_by_the_next_run(operator: Operator, stores: Stores, load: Load) -> None:
+def test_a_killed_rotation_is_finished_by_the_next_run(operator: Operator, stores: Stores, load: Load) -> None:
     load.phase("killed")
     before = operator.renew()
     for step in STEPS if SOAK else STEPS[4:5]:
@@ -76,7 +76,7 @@ def test_killed_on_the_way_it_is_finished_by_the_next_run(operator: Operator, st
 
 @soak
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_one_step_it_is_finished_by_the_next_run(
+def test_a_rotation_killed_at_any_step_is_finished_by_the_next_run(
     operator: Operator, stores: Stores, load: Load, step: str
 ) -> None:
     before = operator.renew()
@@ -87,7 +87,7 @@ def test_killed_at_one_step_it_is_finished_by_the_next_run(
     assert all(stores.logins(operator.secrets()).values())
 
 
-def test_the_old_vault_leads_back(operator: Operator, stores: Stores, load: Load) -> None:
+def test_putting_the_old_vault_back_undoes_a_rotation(operator: Operator, stores: Stores, load: Load) -> None:
     load.phase("back")
     before = operator.renew()
     abandoned = operator.secrets()
@@ -107,7 +107,7 @@ def test_nothing_is_revoked_while_a_consumer_is_left_out(operator: Operator, sto
     assert "Nothing was revoked: server2 did not end this run on the vault's secrets" in run.sentence
     assert all(stores.logins(before).values())
     load.steady(seconds=2)
-    # All at once it is done, although the first consumer had changed in another run.
+    # The whole rotation succeeds, although the first consumer had changed in another run.
     finished(operator.rotate())
     load.use(operator.secrets()["gateway_tokens"])
     assert not any(stores.logins(before).values())
@@ -125,14 +125,14 @@ def test_two_tokens_of_a_role_are_valid_and_no_older_one(
 def test_a_certificate_that_will_end_is_renewed(operator: Operator, load: Load) -> None:
     load.phase("renewal")
     before = load.certificate()
-    # Each is younger than that.
+    # Each certificate has fewer days left than that.
     finished(operator.rotate("-e", "certificate_renew_days=500"))
     assert load.certificate() != before
 
 
 @soak
 @pytest.mark.parametrize("step", ["trusted", "signs", "alone"])
-def test_another_authority_in_three_steps(operator: Operator, load: Load, step: str) -> None:
+def test_the_ca_changes_in_three_steps(operator: Operator, load: Load, step: str) -> None:
     load.phase("authority")
     finished(operator.play("ansible/new_secrets.yml", "-e", "secrets=certificate_authorities"))
     load.trust(operator.inventory / "ca.crt")
@@ -155,7 +155,7 @@ def test_the_slow_reads_of_a_rotation_are_hardly_slower(load: Load) -> None:
 
 
 @soak
-def test_a_leaked_secret_dies_at_once_whoever_needs_it(operator: Operator, stores: Stores) -> None:
+def test_a_leaked_secret_is_revoked_at_once(operator: Operator, stores: Stores) -> None:
     leaked = operator.renew()
     run = operator.rotate("--limit", "!server2", "-e", "revoke_now=true")
     finished(run)

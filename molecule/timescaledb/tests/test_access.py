@@ -26,7 +26,7 @@ def test_another_purposes_password_is_refused(query, passwords, login):
     assert "password authentication failed" in result.stderr
 
 
-def test_a_purpose_itself_is_no_login(query):
+def test_a_purposes_role_cannot_log_in(query):
     assert "password authentication failed" in query("serve", "SELECT 1", user="feast_serve").stderr
 
 
@@ -52,13 +52,13 @@ def test_a_client_without_proper_tls_is_refused(query, store, options, refusal):
     assert refusal in query("serve", "SELECT 1", hostaddr=address, **options).stderr
 
 
-def test_a_clients_certificate_of_another_authority_is_refused(query, foreign_certificate):
+def test_a_clients_certificate_of_another_ca_is_refused(query, foreign_certificate):
     options = {name: foreign_certificate[name] for name in ("sslcert", "sslkey")}
     result = query("serve", "SELECT 1", **options)
     assert "unknown ca" in result.stderr
 
 
-def test_a_client_of_another_authority_refuses_the_server(query, foreign_certificate):
+def test_a_client_refuses_a_server_of_another_ca(query, foreign_certificate):
     result = query("serve", "SELECT 1", sslrootcert=foreign_certificate["sslrootcert"])
     assert "certificate verify failed" in result.stderr
 
@@ -87,7 +87,7 @@ def test_the_server_listens_on_named_addresses_only(store):
     assert listening == {"tcp://127.0.0.1:5432", f"tcp://{address}:5432"}
 
 
-def test_another_user_of_the_host_is_refused(store):
+def test_a_local_user_is_refused(store):
     assert store.run("sudo -u nobody psql --username=postgres feast --command='SELECT 1'").rc != 0
 
 
@@ -117,7 +117,7 @@ def test_another_user_of_the_host_is_refused(store):
         ("registry", "SET ROLE feast_owner"),
     ],
 )
-def test_a_purpose_may_not_do_what_another_is_for(query, purpose, statement):
+def test_a_purpose_has_no_right_of_another(query, purpose, statement):
     error = query(purpose, statement).stderr
     assert "permission denied" in error or "must be owner" in error
 
@@ -133,15 +133,15 @@ def test_load_upserts_bars_through_a_temporary_table(query):
     assert query("pipeline", "SELECT close FROM market_data.ohlcv_daily WHERE symbol = 'TEST'").stdout.strip() == "2"
 
 
-def test_a_copy_into_a_hypertable_does_not_end_the_server(store, superuser):
-    """With pgaudit it does: timescale/timescaledb#7667."""
+def test_a_copy_into_a_hypertable_does_not_crash_the_server(store, superuser):
+    """With pgaudit, the COPY crashes the server: timescale/timescaledb#7667."""
     columns = "symbol, event_timestamp, open, high, low, close, adjusted_close, volume"
     bars = f"COPY market_data.ohlcv_daily ({columns}) FROM STDIN (FORMAT csv);\nCOPIED,2020-01-02,1,2,1,2,2,10\n\\.\n"
     store.check_output("printf %%s %s | sudo -u postgres psql --set=ON_ERROR_STOP=1 feast", bars)
     assert superuser("DELETE FROM market_data.ohlcv_daily WHERE symbol = 'COPIED' RETURNING symbol") == "COPIED"
 
 
-def test_what_feast_creates_in_its_registry_can_be_read_by_servers(query):
+def test_servers_can_read_tables_that_feast_creates_in_its_registry(query):
     assert query("registry", "CREATE TABLE IF NOT EXISTS feast_registry.probe (n int)").rc == 0
     for purpose in ("serve", "push"):
         assert query(purpose, "SELECT count(*) FROM feast_registry.probe").rc == 0
@@ -154,7 +154,7 @@ def test_a_query_that_runs_too_long_is_cancelled(query):
     assert query("serve", "SHOW statement_timeout").stdout.strip() == "30s"
 
 
-def test_one_session_more_than_a_purpose_may_have_is_refused(query, superuser):
+def test_sessions_of_a_purpose_are_limited(query, superuser):
     for _ in range(3):
         query("load", "SELECT pg_sleep(60)", background=True)
     sessions = "FROM pg_stat_activity WHERE usename ^@ 'feast_load'"
@@ -168,7 +168,7 @@ def test_one_session_more_than_a_purpose_may_have_is_refused(query, superuser):
         superuser(f"SELECT pg_terminate_backend(pid, 5000) {sessions}")
 
 
-def test_what_a_login_makes_belongs_to_its_purpose(query, superuser):
+def test_objects_that_a_login_makes_belong_to_its_purpose(query, superuser):
     assert query("registry", "CREATE TABLE IF NOT EXISTS feast_registry.probe (n int)").rc == 0
     owner = superuser("SELECT tableowner FROM pg_tables WHERE schemaname = 'feast_registry' AND tablename = 'probe'")
     assert owner.strip() == "feast_registry"
@@ -184,7 +184,7 @@ def test_nobody_may_use_a_database_or_create_in_public_unless_granted(superuser)
     assert superuser(f"SELECT nspname FROM pg_namespace {schemas} AND privilege_type = 'CREATE'") == ""
 
 
-def test_only_postgres_is_more_than_an_ordinary_role(superuser):
+def test_only_postgres_has_administrative_privileges(superuser):
     able = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
     assert superuser(f"SELECT rolname FROM pg_roles WHERE {able}").split() == ["postgres"]
 
@@ -199,7 +199,7 @@ def test_the_log_tells_who_did_what_from_where(store, query, passwords, login, c
     user, client = login("registry", passwords["registry"]), client_address
     query("registry", "SELECT 1", user=user, password="a guess that is wrong")
     query("registry", "CREATE TABLE feast_registry.audited (); DROP TABLE feast_registry.audited")
-    # Not as an argument: sudo tells the journal what it runs.
+    # The password is no argument: sudo logs its commands in the journal.
     typed = "CREATE ROLE audited PASSWORD 'typed in by somebody'; DROP ROLE audited"
     for database in ("postgres", "feast"):
         store.check_output(f"echo %s | sudo -u postgres psql {database}", typed)

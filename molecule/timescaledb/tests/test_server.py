@@ -12,7 +12,7 @@ def settings(superuser, *names):
     return dict(zip(names, values.strip().split("|"), strict=True))
 
 
-def test_the_cluster_is_safe_and_its_order_stable(superuser):
+def test_the_cluster_has_checksums_and_a_stable_sort_order(superuser):
     assert settings(superuser, "data_checksums", "server_encoding", "fsync", "full_page_writes") == {
         "data_checksums": "on",
         "server_encoding": "UTF8",
@@ -34,7 +34,7 @@ def test_every_login_finds_room_during_a_rotation(superuser):
     assert superuser("SELECT count(*) FROM pg_roles WHERE rolconnlimit < 0 AND rolcanlogin").strip() == "1"
 
 
-def test_timescaledb_is_the_apache_edition_and_sends_nothing_home(superuser):
+def test_timescaledb_is_the_apache_edition_and_sends_no_telemetry(superuser):
     assert settings(superuser, "timescaledb.license", "timescaledb.telemetry_level") == {
         "timescaledb.license": "apache",
         "timescaledb.telemetry_level": "off",
@@ -100,7 +100,7 @@ def test_the_server_runs_without_privileges_and_leaves_no_core(store):
     "path",
     ["/var/lib/postgresql/17/main", "/etc/postgresql/17/main/pg_hba.conf", "/etc/larder/tls/timescaledb/*/tls.key"],
 )
-def test_another_user_of_the_host_cannot_read_what_is_the_servers(store, path):
+def test_a_local_user_cannot_read_the_servers_files(store, path):
     assert "Permission denied" in store.run(f"sudo -u nobody sh -c 'cat {path}/* {path}'").stderr
 
 
@@ -126,7 +126,7 @@ def test_parallel_and_compiled_queries_work_in_the_sandbox(superuser):
     assert superuser(f"{settings}; SELECT sum(n) FROM generate_series(1, 100000) AS n").strip() == "5000050000"
 
 
-def test_what_was_somebody_elses_is_kept_beside_and_out_of_force(store, superuser):
+def test_former_settings_are_kept_and_not_applied(store, superuser):
     directory = "/etc/postgresql/17/main"
     assert "shop" in store.check_output(f"sudo cat {directory}/pg_hba.conf.before-larder")
     assert "listen" in store.check_output(f"sudo cat {directory}/conf.d/shop.conf.before-larder")

@@ -1,4 +1,4 @@
-"""The second day: what a run with other values changes, and what it refuses."""
+"""A run with other values: what it changes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_setting_that_can_be_reloaded_does_not_restart_the_server(playbook, su
     assert started(superuser) == before
 
 
-def test_a_setting_that_needs_it_restarts_the_server_once(playbook, superuser):
+def test_a_setting_that_needs_a_restart_restarts_the_server_once(playbook, superuser):
     before = started(superuser)
     assert (
         playbook("part.yml", parts=["configure"], timescaledb_settings={"max_locks_per_transaction": 192}).returncode
@@ -163,7 +163,7 @@ def test_lossy_changes_are_refused_by_name_and_nothing_is_changed(playbook, samp
         ),
     ],
 )
-def test_what_only_the_server_can_judge_is_refused_in_check_mode_too(playbook, change, sentence):
+def test_check_mode_refuses_what_only_the_server_can_judge(playbook, change, sentence):
     result = playbook("part.yml", "--check", parts=["tables"], **tables(DECLARED | change))
     assert result.returncode != 0
     assert sentence in " ".join(result.stdout.split())

@@ -12,7 +12,7 @@ import pytest
 
 OLD, NEW = "пароль ½ ﬁ 🔑 with a soft\u00adhyphen", "another password"
 READY = {"larder_ready_groups": ["pipeline", "feature_server"]}
-# A login that is no more belongs to no purpose, so no line of pg_hba.conf is for it.
+# A login that was dropped belongs to no purpose, so no line of pg_hba.conf allows it.
 REFUSED = ("password authentication failed", "no pg_hba.conf entry")
 
 
@@ -87,7 +87,7 @@ def test_a_session_of_the_old_password_is_waited_for_and_named(run, query, login
     assert works(query, OLD)
 
 
-def test_the_old_password_is_dead_once_nobody_uses_it(run, query, login, superuser):
+def test_the_old_password_is_refused_once_nobody_uses_it(run, query, login, superuser):
     result = run("secrets", "retire", **READY)
     assert result.returncode == 0, result.stdout
     assert not works(query, OLD)
@@ -96,14 +96,14 @@ def test_the_old_password_is_dead_once_nobody_uses_it(run, query, login, superus
     assert len(logins(superuser)) == 7
 
 
-def test_the_same_again_changes_nothing(run):
-    # No consumer has said anything: nobody is asked when there is nothing to retire.
+def test_a_second_rotation_run_changes_nothing(run):
+    # No consumer has recorded that it is ready: the role asks only when there is a login to retire.
     result = run("secrets", "retire")
     assert result.returncode == 0, result.stdout
     assert playbooks.changed(result.stdout)["store1"] == 0
 
 
-def test_the_old_vault_takes_a_rotation_back(run, query, superuser):
+def test_putting_the_old_vault_back_undoes_a_rotation(run, query, superuser):
     assert run("secrets", changed={"pipeline": "a password thought better of"}).returncode == 0
     assert works(query, "a password thought better of")
     assert works(query, NEW)
@@ -132,7 +132,7 @@ def test_an_emergency_revokes_at_once(run, query, held):
     assert works(query, "after the leak")
 
 
-def test_a_new_certificate_is_shown_without_a_restart(run, store, query, held):
+def test_a_new_certificate_is_served_without_a_restart(run, store, query, held):
     address = store.ansible.get_variables()["ansible_host"]
     after_leak = {"pipeline": "after the leak"}
 

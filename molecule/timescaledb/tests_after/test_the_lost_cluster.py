@@ -32,14 +32,14 @@ def test_a_lost_data_directory_is_named_before_anything_is_changed(playbook, sto
     assert not store.run("sudo test -e %s", DATA).succeeded
 
 
-def test_a_configuration_that_is_gone_too_makes_no_fresh_host(playbook, store):
+def test_a_host_that_lost_its_configuration_too_is_not_taken_for_bare(playbook, store):
     store.check_output("sudo mv /etc/postgresql/17/main /root/etc")
     said = sentence(playbook("side_effect.yml"))
     store.check_output("sudo mv /root/etc /etc/postgresql/17/main")
     assert f"{DATA} does not exist: mount its volume" in said
 
 
-def test_a_directory_without_its_volume_is_taken_for_lost_too(playbook, store):
+def test_a_directory_without_its_volume_counts_as_lost(playbook, store):
     store.check_output("sudo install -d -o root -m 0755 %s/lost+found", DATA)
     assert f"{DATA} is empty: mount its volume" in sentence(playbook("side_effect.yml"))
 
@@ -67,7 +67,7 @@ def test_the_next_run_changes_nothing(playbook):
     assert " changed=0 " in result.stdout
 
 
-def test_the_variable_that_stays_is_refused_so_that_no_second_loss_is_silent(playbook):
+def test_the_recreate_variable_is_refused_where_nothing_is_lost(playbook):
     assert f"nothing is lost at {DATA}: timescaledb_recreate_lost_cluster" in sentence(
         playbook("side_effect.yml", **RECREATE)
     )

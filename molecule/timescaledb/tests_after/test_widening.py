@@ -118,7 +118,7 @@ def test_a_widened_column_takes_whole_numbers_fractions_and_none_but_no_bytes_of
         "SELECT json_agg(volume ORDER BY event_timestamp) FROM market_data.ohlcv_daily WHERE symbol = 'WIDENED'"
     )
     assert json.loads(kept) == [7, 0.2, None]
-    # As a pipeline of the former release does it: eight bytes are eight bytes.
+    # A pipeline of the former release writes so: eight bytes of a bigint.
     row = "'BYTES', '2026-01-01Z'::timestamptz, 1::float8, 2::float8, 1::float8, 2::float8, 2::float8, 1000::bigint"
     copied = store.run(
         "sudo -u postgres psql --no-psqlrc feast --command=%s --command=%s",

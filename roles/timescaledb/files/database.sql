@@ -1,4 +1,4 @@
--- What the database has of what database.yml gives it; the parameter is the source of the audit's function.
+-- Which parts of database.yml the database already has; the parameter is the source of the audit's function.
 SELECT
     EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') AS timescaledb,
     (

@@ -14,8 +14,9 @@ from pathlib import Path
 from larder.bars.model import NUMBERS, PRICES, Batch, Inspection, Options
 from larder.bars.source import candidates
 from larder.errors import ConfigError, RefusedFileError
+from larder.log import printable
 
-__all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "candidates", "inspect", "printable", "read"]
+__all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "candidates", "inspect", "read"]
 
 
 def read(path: Path, options: Options | None = None, told: Inspection | None = None) -> Iterator[Batch]:
@@ -67,8 +68,3 @@ def _refusal(path: Path) -> Iterator[None]:
     except Exception as error:  # a parser may raise anything at all for what a file holds
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0][:300]
         raise RefusedFileError(f"{printable(path)}: it cannot be read: {type(error).__name__}: {reason}") from error
-
-
-def printable(path: Path) -> str:
-    """A path for a message: bytes that are no UTF-8, and control characters, as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))

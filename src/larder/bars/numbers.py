@@ -52,7 +52,7 @@ SURE = {
     for mark, m, t in ((".", r"\.", ","), (",", ",", r"\."))
 }
 # "1,234" and "1.234" can be read in two ways.
-OPEN = {",": r"^[+-]?\d{1,3},\d{3}$", ".": r"^[+-]?\d{1,3}\.\d{3}$"}
+OPEN = r"^[+-]?\d{1,3},\d{3}$"
 
 
 @dataclass
@@ -61,7 +61,6 @@ class Marks:
 
     point: int = 0
     comma: int = 0
-    open_point: int = 0
     open_comma: int = 0
     example: str = ""
 
@@ -75,8 +74,7 @@ class Marks:
         text = _bare(column)
         self.point += _count(text, SURE["."])
         self.comma += _count(text, SURE[","])
-        self.open_point += _count(text, OPEN["."])
-        commas = pc.match_substring_regex(text, OPEN[","])
+        commas = pc.match_substring_regex(text, OPEN)
         count = int(pc.sum(commas).as_py() or 0)
         if count and not self.example:
             self.example = text.filter(commas)[0].as_py()

@@ -1,0 +1,156 @@
+"""`larder run`: the stages of the pipeline in order, by one host at a time."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+
+from larder.bars.settings import Files
+from larder.errors import BusyError, LarderError, RefusedFileError, SymbolsError, reason
+from larder.log import event
+from larder.operations import runs
+from larder.operations.apply import note_run
+from larder.operations.credentials import Credentials
+from larder.postgres import session
+
+STAGES = ("load", "compute", "materialize")
+STORED = """
+SELECT (SELECT count(*) FROM market_data.rejected_bars),
+       (SELECT coalesce(extract(epoch FROM max(event_timestamp)), 0) FROM market_data.ohlcv_daily)
+"""
+
+
+@dataclass
+class _Run:
+    started: float = field(default_factory=time.time)
+    success: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    bars: int = 0
+    rejected: int = 0
+    refused: int = 0
+    not_computed: SymbolsError | None = None
+    rows: int = 0
+    stored: dict[str, float] = field(default_factory=dict)
+
+
+def run(
+    credentials: Credentials,
+    stages: Sequence[str],
+    incoming: Sequence[Path],
+    *,
+    days: int = 7,
+    metrics_dir: Path | None = None,
+    files: Files | None = None,
+) -> None:
+    """Run the stages. A file that is refused, and a symbol that cannot be computed, keep out nothing else.
+
+    The run then ends with RefusedFileError or SymbolsError.
+    """
+    done = _Run()
+    try:
+        with session.connect(credentials.pipeline_url, "run") as connection, session.try_lock(connection, "larder run"):
+            began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
+            runs.begin(credentials)
+            try:
+                for stage in STAGES:
+                    if stage in stages:
+                        begun = time.monotonic()
+                        try:
+                            _stage(stage, credentials, incoming, days, files, done)
+                        finally:
+                            done.seconds[stage] = time.monotonic() - begun
+                if done.not_computed:
+                    raise done.not_computed
+                if "materialize" in stages:
+                    note_run(credentials, began)
+                done.stored = _stored(connection)
+            except BaseException as error:
+                with suppress(LarderError):  # where the database is lost, the note that it began stays
+                    runs.end(credentials, _why(error))
+                raise
+            runs.end(credentials)
+            done.success = True
+    except BusyError:  # the other one reports
+        raise
+    except BaseException:
+        _report(done, metrics_dir)
+        raise
+    _report(done, metrics_dir)
+    if done.refused:
+        raise RefusedFileError(f"{done.refused} of the files could not be understood (see above); all else was done.")
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, LarderError):
+        return error.message
+    return "it was stopped." if isinstance(error, SystemExit | KeyboardInterrupt) else f"{reason(error)}."
+
+
+def _stage(
+    stage: str, credentials: Credentials, incoming: Sequence[Path], days: int, files: Files | None, done: _Run
+) -> None:
+    if stage == "load":
+        from larder.bars.load import load
+
+        loaded = load(credentials.load_url, incoming, files)
+        done.bars, done.rejected, done.refused = loaded.changed, loaded.rejected, loaded.refused
+    elif stage == "compute":
+        from larder.features.compute import compute
+
+        try:
+            done.rows = compute(credentials.pipeline_url)
+        except SymbolsError as error:  # the others go on to the online store
+            done.not_computed, done.rows = error, error.rows
+    else:
+        from larder.operations.materialize import materialize
+
+        materialize(credentials, days=days)
+
+
+def _stored(connection: psycopg.Connection) -> dict[str, float]:
+    with suppress(*session.MISSING):  # a repository with views of its own has no bars
+        rejected, newest = connection.execute(STORED).fetchall()[0]
+        return {"larder_rejected_bars": rejected, "larder_newest_bar_timestamp_seconds": float(newest)}
+    return {}
+
+
+def _report(done: _Run, metrics_dir: Path | None) -> None:
+    now = time.time()
+    event(
+        "run",
+        level=logging.INFO if done.success else logging.ERROR,
+        result="success" if done.success else "failure",
+        seconds=now - done.started,
+        bars=done.bars,
+        rejected=done.rejected,
+        refused=done.refused,
+        rows=done.rows,
+    )
+    if not metrics_dir:
+        return
+    from larder.operations import metrics
+
+    last_success = "larder_pipeline_last_success_timestamp_seconds"
+    try:
+        metrics.write(
+            metrics_dir,
+            {
+                "larder_pipeline_last_run_timestamp_seconds": now,
+                last_success: now if done.success else metrics.read(metrics_dir, last_success),
+                "larder_pipeline_success": float(done.success),
+                "larder_pipeline_duration_seconds": now - done.started,
+                "larder_pipeline_stage_duration_seconds": done.seconds,
+                "larder_pipeline_bars_changed": done.bars,
+                "larder_pipeline_bars_rejected": done.rejected,
+                "larder_pipeline_files_refused": done.refused,
+                "larder_pipeline_feature_rows_changed": done.rows,
+                **done.stored,
+            },
+        )
+    except OSError as error:
+        raise LarderError(f"The metrics cannot be written to {metrics_dir}: {error.strerror}.") from error

@@ -1,0 +1,111 @@
+"""The one way in which rows of bars and features are written: COPY what is new, upsert the rest."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+from psycopg import sql
+
+from larder.errors import LarderError
+from larder.postgres import binary
+from larder.postgres.session import identifier
+
+KEY = ("symbol", "event_timestamp")
+TYPES = """
+SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
+WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+"""
+
+
+def check_types(connection: psycopg.Connection, table: str, rows: pa.Table) -> None:
+    """Raise LarderError where a column of the table has another type than the rows.
+
+    PostgreSQL takes any eight bytes for a bigint, and for a double precision as well; and it rounds one to the other.
+    """
+    types: dict[str, str] = dict(connection.execute(TYPES, [identifier(table).as_string(connection)]).fetchall())
+    for field in rows.schema:
+        if field.name in types and types[field.name] != (wanted := binary.type_of(field.type)):
+            raise LarderError(
+                f"{table} has the column {field.name} as {types[field.name]}, and {wanted} is written. "
+                "A run of site.yml brings the column to the type that tables.yml declares."
+            )
+
+
+def stage(connection: psycopg.Connection, name: str, table: str, columns: Sequence[str]) -> None:
+    """Create a temporary table of some columns of a table, which is empty whenever a transaction ends."""
+    connection.execute(
+        sql.SQL("CREATE TEMP TABLE {} ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA").format(
+            sql.Identifier(name), sql.SQL(", ").join(map(sql.Identifier, columns)), identifier(table)
+        )
+    )
+
+
+def copy_in(connection: psycopg.Connection, table: str, rows: pa.Table) -> None:
+    """COPY an Arrow table into a table that has columns of the same names and of binary.type_of's types."""
+    check_types(connection, table, rows)
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        identifier(table), sql.SQL(", ").join(map(sql.Identifier, rows.column_names))
+    )
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for block in binary.write(rows):
+            copy.write(block)
+
+
+# With pgaudit, a COPY into a hypertable ends the server: timescale/timescaledb#7667. The role timescaledb turns it off
+# in the database of the hypertables; another server, or one that is not that far yet, may have it on.
+AUDITED = """
+SELECT coalesce(current_setting('pgaudit.log', true), '') NOT IN ('', 'none')
+    OR coalesce(current_setting('pgaudit.role', true), '') <> ''
+"""
+
+NEWEST = """
+SELECT n - 1, timestamptz_send(newest) FROM unnest(%s::text[]) WITH ORDINALITY AS wanted (symbol, n), LATERAL (
+    SELECT event_timestamp FROM {table} WHERE symbol = wanted.symbol ORDER BY event_timestamp DESC LIMIT 1
+) AS found (newest)
+"""
+
+
+def append(
+    connection: psycopg.Connection, table: str, rows: pa.Table, columns: Sequence[str]
+) -> tuple[pa.Table, pa.Table]:
+    """COPY these columns of the rows that are newer than all of their symbol in the table; none where pgaudit is on.
+
+    Returns the rows that were written, and the others, which need an upsert. No two rows may have the same key, and
+    the caller sees to it that nobody else writes to the table until the transaction ends.
+    """
+    if connection.execute(AUDITED).fetchall()[0][0]:
+        check_types(connection, table, rows.select(columns))
+        return rows.slice(0, 0), rows
+    symbols = rows["symbol"].combine_chunks().dictionary_encode()
+    newest = sql.SQL(NEWEST).format(table=identifier(table))
+    limits = np.full(len(symbols.dictionary), np.iinfo(np.int64).min)
+    for n, time in connection.cursor(binary=True).execute(newest, [symbols.dictionary.to_pylist()]):
+        limits[n] = int.from_bytes(time, signed=True)
+    new = pa.array(binary.field(rows["event_timestamp"])[0] > limits[symbols.indices])
+    written = rows.filter(new)
+    if written.num_rows:
+        copy_in(connection, table, written.select(columns))
+    return written, rows.slice(0, 0) if written.num_rows == rows.num_rows else rows.filter(pc.invert(new))
+
+
+def upsert(table: str, stage: str, columns: Sequence[str]) -> sql.Composed:
+    """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING the keys of what changed.
+
+    Rows that are equal already are not touched: no dead tuples, nothing to recompute.
+    """
+    values = [c for c in columns if c not in KEY]
+    names = sql.SQL(", ").join
+    return sql.SQL(
+        "INSERT INTO {table} AS kept ({all}) SELECT {all} FROM {stage} "
+        "ON CONFLICT (symbol, event_timestamp) DO UPDATE SET ({values}) = ROW({new}) "
+        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING kept.symbol, kept.event_timestamp"
+    ).format(
+        table=identifier(table),
+        stage=sql.Identifier(stage),
+        all=names(map(sql.Identifier, columns)),
+        values=names(map(sql.Identifier, values)),
+        kept=names(sql.Identifier("kept", c) for c in values),
+        new=names(sql.Identifier("excluded", c) for c in values),
+    )

@@ -1,0 +1,185 @@
+"""What a request means in the registry, worked out once: which fields of which Redis hashes, under which names.
+
+Feast works that out on every request. A plan is made by Feast's own code once per feature list and registry. What a
+plan cannot do, Feast has to answer: on-demand views, aliased join keys, other stores than Redis, values that need
+converting.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+from feast import FeatureStore, ValueType, metrics, utils
+from feast.infra.key_encoding_utils import serialize_entity_key_prefix
+from feast.infra.online_stores.helpers import _mmh3
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
+from feast.types import Float64
+
+from larder.serving.explain import explain_features
+from larder.serving.failures import is_outage
+from larder.serving.query import Query
+
+# A read is answered whole up to a size that takes some milliseconds, and else in pieces of about two.
+WHOLE_VALUES, PIECE_VALUES = 5000, 2000
+# A row costs about as much as this many values.
+ROW_WEIGHT = 6
+
+
+class DeclinedError(Exception):
+    """Feast's own endpoint has to answer; the text says why."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the values of a feature view are in a reply: the reply's group, the values' places and the event time's."""
+
+    group: int
+    first: int
+    last: int
+
+
+@dataclass
+class Group:
+    """The views that share their join keys, and with them the hash of an entity: one HMGET reads them all."""
+
+    join_keys: tuple[str, ...]
+    prefix: bytes
+    encoders: tuple[Callable[[Any], bytes], ...]
+    fields: list[bytes] = field(default_factory=list)
+
+    @cached_property
+    def tail(self) -> bytes:
+        """The fields as a command in Redis' protocol ends with them."""
+        return b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in self.fields)
+
+    def keys(self, entities: Mapping[str, Sequence[Any]], project: bytes) -> list[bytes]:
+        """Return the Redis key of each row."""
+        columns = [map(encode, entities[name]) for name, encode in zip(self.join_keys, self.encoders, strict=True)]
+        return [b"".join((self.prefix, *values, project)) for values in zip(*columns, strict=True)]
+
+
+def _string(value: Any) -> bytes:
+    try:
+        data: bytes = value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise DeclinedError("an entity's key is not a string") from None
+    return struct.pack("<II", ValueType.STRING.value, len(data)) + data
+
+
+def _integer(value_type: ValueType, layout: str, bits: int) -> Callable[[Any], bytes]:
+    def encode(value: Any) -> bytes:
+        if type(value) is not int or not -(1 << bits - 1) <= value < 1 << bits - 1:
+            raise DeclinedError(f"an entity's key is not an integer of {bits} bits")
+        return struct.pack(layout, value_type.value, bits // 8, value)
+
+    return encode
+
+
+# As feast.infra.key_encoding_utils does it.
+ENCODERS: dict[ValueType, Callable[[Any], bytes]] = {
+    ValueType.STRING: _string,
+    ValueType.INT32: _integer(ValueType.INT32, "<IIi", 32),
+    ValueType.INT64: _integer(ValueType.INT64, "<IIq", 64),
+}
+
+
+class Plan:
+    """What one feature list (or service) means in one registry; `declined` says why Feast has to answer instead.
+
+    Raises an HTTPException for what the registry does not have.
+    """
+
+    def __init__(self, store: FeatureStore, features: tuple[str, ...], service: str, full_names: bool) -> None:
+        try:
+            wanted = store.get_feature_service(service, allow_cache=True) if service else list(features)
+            (refs, on_demand, join_key_of, types, _, grouped, _, _, entityless) = utils._get_online_request_context(
+                store.registry, store.project, wanted, full_names
+            )
+        except Exception as error:
+            if not is_outage(error):
+                explain_features(store, features, service, full_names=full_names)
+            raise
+        self.asked = False
+        self.project = store.project.encode()
+        self.declined = ""
+        self.key_types: dict[str, ValueType] = types
+        self.groups: list[Group] = []
+        self.views: list[View] = []
+        # By the number of the column: what it is called in a request, whether its values are doubles, and its view.
+        self.refs: list[str] = []
+        self.doubles: list[bool] = []
+        self.view_of: list[int] = []
+        # The names in the response, in the order asked, and how many values a row takes to answer.
+        self.names = [ref.replace(":", "__", 1) if full_names else ref.partition(":")[2] for ref in refs]
+        self.width = len(refs) + (sum(len(names) for _, names in grouped) if on_demand else 0)
+        if on_demand:
+            self.declined = f"{on_demand[0].name} is computed on demand"
+        elif getattr(wanted, "precompute_online", False):
+            self.declined = f"the vectors of {service} are precomputed"
+        elif entityless or any(view.projection.join_key_map for view, _ in grouped):
+            self.declined = "a view has no entity, or an alias for its join key"
+        elif not all(types.get(join_key_of[name]) in ENCODERS for view, _ in grouped for name in view.entities):
+            self.declined = "an entity's key is neither a string nor an integer"
+        else:
+            for view, feature_names in grouped:
+                join_keys = tuple(sorted(join_key_of[name] for name in view.entities))
+                self._add(view, sorted(feature_names), join_keys)
+            if sorted(refs) != sorted(self.refs):
+                self.declined = "a feature's name is not the registry's"
+        self.order = [] if self.declined else [self.refs.index(ref) for ref in refs]
+        weight = self.width + ROW_WEIGHT
+        self.whole, self.step = WHOLE_VALUES // weight, max(1, PIECE_VALUES // weight)
+        self.keys = dict.fromkeys(chain.from_iterable(group.join_keys for group in self.groups))
+
+    def _add(self, view: Any, feature_names: list[str], join_keys: tuple[str, ...]) -> None:
+        number = next((n for n, group in enumerate(self.groups) if group.join_keys == join_keys), len(self.groups))
+        if number == len(self.groups):
+            encoders = tuple(ENCODERS[self.key_types[name]] for name in join_keys)
+            self.groups.append(Group(join_keys, serialize_entity_key_prefix(list(join_keys), 3), encoders))
+        fields = self.groups[number].fields
+        first = len(fields)
+        fields += [_mmh3(f"{view.name}:{name}") for name in feature_names]
+        fields.append(f"_ts:{view.name}".encode())
+        self.views.append(View(number, first, len(fields) - 1))
+        types = {feature.name: feature.dtype for feature in view.features}
+        self.refs += [f"{view.projection.name_to_use()}:{name}" for name in feature_names]
+        self.doubles += [types.get(name) == Float64 for name in feature_names]
+        self.view_of += [len(self.views) - 1] * len(feature_names)
+
+    def check(self, query: Query) -> None:
+        """Raise DeclinedError where Feast has to answer the query."""
+        entities = query.entities
+        if self.declined:
+            raise DeclinedError(self.declined)
+        if query.versions:
+            raise DeclinedError("the versions of views are asked for")
+        if entities.keys() != self.keys.keys():
+            raise DeclinedError("the entities are not the join keys of the views")
+        if len({len(values) for values in entities.values()}) != 1 or not next(iter(entities.values())):
+            raise DeclinedError("the entities have no rows, or not as many each")
+
+
+def left(store: FeatureStore) -> str:
+    """Return why Feast's own endpoint has to answer every request of this store; empty where it need not."""
+    server = store.config.feature_server
+    if store.config.auth_config.type != "no_auth":
+        return "Feast asks for permissions"
+    if metrics._config.enabled or getattr(getattr(server, "audit_logging", None), "enabled", False) or store.mlflow:
+        return "Feast counts or logs reads"
+    return ""
+
+
+def declined(store: FeatureStore) -> str:
+    """Return why no request of this store can be planned; empty where they can."""
+    config, online = store.config, store._get_provider().online_store
+    reads_as_redis = RedisOnlineStore._read_features_per_fv_async
+    if getattr(type(online), "_read_features_per_fv_async", None) is not reads_as_redis:
+        return "the online store is not Redis"
+    if config.online_store.redis_type == RedisType.redis_cluster:
+        return "the online store is a Redis cluster"
+    if config.entity_key_serialization_version != 3 or config.registry.enable_online_feature_view_versioning:
+        return "the store has keys of another version, or views in versions"
+    return ""
