@@ -6,7 +6,11 @@ set -eu
 image=$1 recipe=$2 release=$3 user=$4 archives=$5
 shift 5
 
-# Another checkout may have built the same recipe already.
+# Scenarios that start side by side want the same image: the first one builds it, and the others wait here and find it.
+exec 9> /run/lock/larder-image.lock
+flock 9
+
+# Another checkout, or another scenario, may have built the same recipe already.
 existing=$(docker images --quiet --filter "label=larder.recipe=$recipe" | head -n 1)
 if [ -n "$existing" ]; then
   docker tag "$existing" "$image"
