@@ -29,8 +29,8 @@ options: {}
 
 class VarsModule(BaseVarsPlugin):  # type: ignore[misc] # ansible-core has no types
     REQUIRES_ENABLED = True
-    # One instance for the whole run: without this, Ansible makes a new one whenever it needs a host's variables, and each
-    # would parse every vault again.
+    # One instance for the whole run: otherwise Ansible makes a new one whenever it needs a host's variables, and each
+    # parses every vault again.
     is_stateless = True
 
     def __init__(self) -> None:
