@@ -10,6 +10,8 @@ import time
 import pytest
 import uvloop
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -55,6 +57,7 @@ def options(tmp_path_factory):
             "password": PASSWORD,
             "socket_timeout": 2,
             "socket_connect_timeout": 2,
+            "retry": Retry(NoBackoff(), 1, (RedisConnectionError,)),  # as application.fail_fast sets it
         }
         process.terminate()
 
