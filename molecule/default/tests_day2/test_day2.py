@@ -291,7 +291,7 @@ def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory:
     # The firewall of the host itself: SSH does not answer for a while.
     cache1.check_output(
         "nft add table inet outage && nft 'add chain inet outage in { type filter hook input priority -10; }'"
-        " && systemd-run --on-active=75 nft delete table inet outage"
+        " && systemd-run --on-active=40 nft delete table inet outage"
         " && nft add rule inet outage in tcp dport 22 ct state new drop"
     )
     run = site("--ssh-extra-args=-o ControlPath=none -o ConnectTimeout=5", variables={"redis_maxmemory": "110mb"})
