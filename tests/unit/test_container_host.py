@@ -1,10 +1,11 @@
-"""The container hosts find every package of the stack downloaded."""
+"""The container hosts find every package of the stack downloaded, and where there is no Docker the run says so."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import playbooks
+import pytest
 import yaml
 
 ROLE = playbooks.ROOT / "roles/container_host"
@@ -31,3 +32,14 @@ def test_every_package_that_a_role_of_the_stack_installs_is_downloaded(tmp_path:
     wanted = {package for packages in by_role.values() for package in packages}
     wanted |= set(yaml.safe_load((roles / "base/defaults/main.yml").read_text())["base_packages"])
     assert f"msg: {' '.join(sorted(wanted))}" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize("playbook", ["ansible/trial/hosts.yml", "ansible/trial/remove.yml"])
+def test_a_machine_without_docker_is_told_what_to_do(playbook: str, tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {hosts: {store1: {}}}\n")
+    env = playbooks.environment(DOCKER_HOST=f"unix://{tmp_path}/docker.sock")
+    run = playbooks.run(playbook, inventories=[tmp_path], env=env, one_stream=True)
+    assert run.returncode != 0
+    assert "No Docker answers on this machine" in " ".join(run.stdout.split())
+    assert "Connection aborted" not in run.stdout
+    assert playbooks.changed(run.stdout)["localhost"] == 0
