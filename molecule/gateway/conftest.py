@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import http.client
 import json
 import ssl
@@ -17,6 +18,7 @@ from testinfra.host import Host
 
 # Requests of a flood that are sent together: as many as the gateway has read before it refuses one of them.
 AT_ONCE = 100
+INSTANCES = {"feature-server@1": "6566", "feature-server@2": "6567"}
 
 
 class Answer(NamedTuple):
@@ -121,6 +123,22 @@ def hosts(pytestconfig: pytest.Config) -> dict[str, Host]:
         name: testinfra.get_host(f"ansible://{name}?sudo=true", ansible_inventory=inventory)
         for name in ("gateway1", "server1", "client1")
     }
+
+
+@pytest.fixture(scope="session")
+def stats(hosts: dict[str, Host]) -> Callable[..., dict[str, tuple[str, ...]]]:
+    """Return what the gateway says of each instance that reads, asked for the fields of HAProxy's `show stat`."""
+    script = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
+        "s.sendall(b'show stat\\n'); print(s.makefile().read())"
+    )
+
+    def stats(*fields: str) -> dict[str, tuple[str, ...]]:
+        rows = csv.DictReader(hosts["gateway1"].check_output(f'python3 -c "{script}"').splitlines())
+        found = {row["svname"].rpartition(":")[2]: row for row in rows if row["# pxname"] == "feature_servers"}
+        return {unit: tuple(found[port][name] for name in fields) for unit, port in INSTANCES.items()}
+
+    return stats
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What the gateway promises to its clients, and what it refuses to everybody else."""
 
 import http.client
+import json
 import re
 import select
 import socket
@@ -252,6 +253,40 @@ def test_simultaneous_requests_of_a_token_are_limited(gateway, hosts):
     assert statuses[200] > 0
 
 
+def test_what_is_no_http_is_a_client_error(gateway):
+    connection = gateway.connect()
+    connection.connect()
+    connection.sock.sendall(b"NO HTTP\r\n\r\n")
+    answer = http.client.HTTPResponse(connection.sock)
+    answer.begin()
+    assert answer.status == 400
+    connection.close()
+
+
+def test_a_request_without_its_body_reaches_no_instance_and_gets_408(gateway, stats):
+    connection = gateway.connect()
+    connection.putrequest("POST", "/get-online-features")
+    connection.putheader("Authorization", f"Bearer {gateway.reader}")
+    connection.putheader("Content-Length", "100")
+    connection.endheaders()
+    time.sleep(1)
+    assert set(stats("scur").values()) == {("0",)}
+    answer = connection.getresponse()
+    assert (answer.status, json.load(answer)) == (408, {"detail": "the request took too long"})
+    connection.close()
+
+
+def test_the_journal_has_refused_requests_and_not_every_read(gateway, hosts):
+    body = {"entities": {"symbol": ["ANY"]}, "features": ["market_features:close"]}
+    journal = "journalctl --no-pager --unit=haproxy --since=-1min"
+    for path, status in (("/get-online-features?answered", 200), ("/no-such-path?refused", 404)):
+        assert gateway.ask("POST", path, gateway.reader, body).status == status
+    logged = hosts["gateway1"].check_output(journal)
+    assert "/no-such-path 404" in logged
+    reads = [line for line in logged.splitlines() if "/get-online-features 200" in line]
+    assert reads == []
+
+
 def test_a_client_checks_the_gateways_certificate(gateway):
     connection = gateway.connect()
     connection.connect()
@@ -275,7 +310,8 @@ def test_http_2_is_spoken(gateway):
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_probe_has_no_body(gateway, chunked):
-    assert gateway.ask("GET", "/ready", gateway.reader, iter([b"12345"]) if chunked else "12345").status == 400
+    answer = gateway.ask("GET", "/ready", gateway.reader, iter([b"12345"]) if chunked else "12345")
+    assert (answer.status, answer.json) == (400, {"detail": "bad request"})
 
 
 def test_haproxy_is_sandboxed(hosts):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +11,10 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+Stats = Callable[..., dict[str, tuple[str, ...]]]
+
 BENCH = Path(__file__).parents[3] / "bench/hostile.py"
-INSTANCES = {"feature-server@1": 6566, "feature-server@2": 6567}
+INSTANCES = ("feature-server@1", "feature-server@2")
 # Where the machine mounts cgroup v1, no container's systemd can enforce MemoryMax=: the memory controller itself does.
 MEMORY = "/run/memory"
 
@@ -24,7 +25,7 @@ def workers(server: Host, unit: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def memory(hosts: dict[str, Host]) -> Iterator[Callable[[str], tuple[int, int]]]:
+def memory(hosts: dict[str, Host], stats: Stats) -> Iterator[Callable[[str], tuple[int, int]]]:
     """Let the instances' limits of memory be enforced; yield what an instance has used at most, and may use."""
     server = hosts["server1"]
     if "memory" in server.file("/sys/fs/cgroup/cgroup.controllers").content_string.split():
@@ -46,7 +47,7 @@ def memory(hosts: dict[str, Host]) -> Iterator[Callable[[str], tuple[int, int]]]
             [before] = workers(server, unit)
             server.check_output(f"kill {before}")
             end = time.monotonic() + 120
-            while workers(server, unit) in ([], [before]) or states(hosts)[unit] != ("UP", "L7OK"):
+            while workers(server, unit) in ([], [before]) or stats("status", "check_status")[unit] != ("UP", "L7OK"):
                 assert time.monotonic() < end
                 time.sleep(1)
 
@@ -64,26 +65,11 @@ def memory(hosts: dict[str, Host]) -> Iterator[Callable[[str], tuple[int, int]]]
         server.check_output(f"umount {MEMORY} && rmdir {MEMORY}")
 
 
-def stats(hosts: dict[str, Host], *fields: str) -> dict[str, tuple[str, ...]]:
-    """Return what the gateway says of each instance that reads."""
-    script = (
-        "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
-        "s.sendall(b'show stat\\n'); print(s.makefile().read())"
-    )
-    rows = csv.DictReader(hosts["gateway1"].check_output(f'python3 -c "{script}"').splitlines())
-    found = {row["svname"].rpartition(":")[2]: row for row in rows if row["# pxname"] == "feature_servers"}
-    return {unit: tuple(found[str(port)][name] for name in fields) for unit, port in INSTANCES.items()}
-
-
-def states(hosts: dict[str, Host]) -> dict[str, tuple[str, ...]]:
-    return stats(hosts, "status", "check_status")
-
-
 def test_other_clients_are_served_beside_a_hostile_reader(
-    hosts: dict[str, Host], gateway: Any, inventory: Any, memory: Callable[[str], tuple[int, int]]
+    hosts: dict[str, Host], gateway: Any, inventory: Any, stats: Stats, memory: Callable[[str], tuple[int, int]]
 ) -> None:
     server = hosts["server1"]
-    before = {unit: workers(server, unit) for unit in INSTANCES}, stats(hosts, "chkdown")
+    before = {unit: workers(server, unit) for unit in INSTANCES}, stats("chkdown")
     inventory.run("client1", "umask 077; cat > /tmp/hostile_tokens.json", json.dumps(gateway.tokens))
     inventory.run("client1", "cat > /tmp/hostile_ca.crt", gateway.authority)
     command = (
@@ -98,8 +84,8 @@ def test_other_clients_are_served_beside_a_hostile_reader(
     assert {kind: run["p99"] for kind, run in found["kinds"].items() if run["p99"] > most} == {}, found
     for kind in ("values", "rows", "demand"):
         assert found["kinds"][kind]["hostile"]["200"] > 0, "its requests are legal"
-    assert ({unit: workers(server, unit) for unit in INSTANCES}, stats(hosts, "chkdown")) == before
-    assert set(states(hosts).values()) == {("UP", "L7OK")}
+    assert ({unit: workers(server, unit) for unit in INSTANCES}, stats("chkdown")) == before
+    assert set(stats("status", "check_status").values()) == {("UP", "L7OK")}
     for unit in INSTANCES:
         used, limit = memory(unit)
         assert 100_000_000 < used < limit * 0.9
