@@ -487,6 +487,22 @@ def test_dates_as_excels_numbers_and_in_other_languages(file):
     assert is_the_sample(stored(file("B.csv", csv(bars=german))))
 
 
+def test_a_year_of_four_digits_is_no_day_of_the_month(file):
+    bars = [(f"{n:02}/01/0001", *bar[1:]) for n, bar in zip((21, 22, 23), BARS, strict=False)]
+    assert "no value of its date column is a date" in told(file("AAPL.csv", csv(bars=bars)), dates="Y/M/D").refusal
+
+
+def test_the_refusal_of_two_readings_shows_the_date_that_has_them(file):
+    bars = [*BARS, ("31/12/0001", *BARS[0][1:])]
+    assert "its dates (31/12/0001) can be read as" in told(file("AAPL.csv", csv(bars=bars))).refusal
+
+
+def test_usual_names_begin_with_the_plain_one(file):
+    refusal = told(file("AAPL.csv", csv("Date,Price,High,Low,Close,Volume"))).refusal
+    assert "no column for open among Date, Price, High, Low, Close, Volume; usual names are open, o, " in refusal
+    assert " and others, and --columns open=… names another one" in refusal
+
+
 @pytest.mark.parametrize("form", ["%m/%d/%Y", "%d/%m/%y", "%y-%m-%d"])
 def test_dates_of_two_readings_are_refused_and_read_where_the_order_is_said(file, form):
     bars = [(date(2007, 3, n).strftime(form), *bar[1:]) for n, bar in zip((1, 2, 5, 6, 7, 8, 9), BARS, strict=False)]
@@ -571,7 +587,7 @@ def test_several_symbols_without_a_known_column_are_refused(file):
 def test_columns_are_named_by_the_user_by_name_and_by_number(file):
     named = file("A.csv", csv("Tag,Auf,Spitze,Boden,Zu,Menge"))
     columns = {"date": "Tag", "open": "Auf", "high": "Spitze", "low": "Boden", "close": "Zu", "volume": "Menge"}
-    assert "no column for" in told(named).refusal
+    assert "none of its first lines names columns such as date, open" in told(named).refusal
     assert is_the_sample(stored(named, columns=columns))
     numbered = file("B.csv", csv(None))
     numbers = {"date": "1", "open": "2", "high": "3", "low": "4", "close": "5", "volume": "6"}

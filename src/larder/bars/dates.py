@@ -209,7 +209,7 @@ def _read(parts: pa.StructArray, months: Mapping[str, int], order: str | None) -
         # As POSIX has it: 69 to 99 are of the last century.
         year = np.where(short, year + np.where(year < 69, 2000, 1900), year)
     if order == "Y/M/D":  # the last of the three numbers is the day, of one or two digits
-        day = np.where(day > 31, 0, day)
+        day = np.where(np.asarray(pc.greater(pc.utf8_length(parts.field("c")), 2)).astype(np.bool_), 0, day)
     valid = (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (year >= 1) & (year <= 9999)
     base = ((np.where(valid, year, 1970) - 1970) * 12 + np.where(valid, month, 1) - 1).astype("datetime64[M]")
     dates = base.astype("datetime64[D]") + np.where(valid, day - 1, 0).astype("timedelta64[D]")

@@ -429,8 +429,15 @@ def _no_columns(rows: Sequence[Sequence[str]], catalogue: Catalogue, options: Op
             return RefusedFileError(
                 f"it has no column {wanted!r}, which --columns names for {name}; there are {listed}."
             )
+    if not found(header) and not options.columns:
+        return RefusedFileError(
+            f"it does not look like bars: none of its first lines names columns such as {', '.join(REQUIRED)} (one is: "
+            f"{listed[:120]}). If it holds bars, --columns date=…,open=… names its columns; else take it out of the "
+            "folder."
+        )
     missing = next((name for name in REQUIRED if name not in found(header) and name not in options.columns), "date")
-    allowed = ", ".join(sorted({s for s in catalogue.names[missing] if s.isascii() and s})[:8])
+    usual = [name for name in dict.fromkeys(catalogue.names[missing]) if name.isascii() and name]
+    allowed = ", ".join(usual[:6]) + (" and others" if len(usual) > 6 else "")
     return RefusedFileError(
         f"no column for {missing} among {listed or 'none at all'}; usual names are {allowed}, "
         f"and --columns {missing}=… names another one."

@@ -85,6 +85,8 @@ class _Seen:
     bad: Counter[str] = field(default_factory=Counter)
     met: set[str] = field(default_factory=set)
     example: str = ""
+    # The first date that is another day, or none, when its three numbers are read in another order.
+    doubtful: str = ""
     rows: int = 0
     broken: int = 0
     readable: int = 0
@@ -269,6 +271,13 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
         symbols = symbols_of(part, rows)
         if not seen.example and rows.count:
             seen.example = str(rows.columns["date"][0].as_py())
+        if not seen.doubtful:
+            chosen, *others = ({id(one): one for one in stamps.values()}).values()
+            differ = np.zeros(len(chosen.local), bool)
+            for one in others:
+                differ |= (chosen.local != one.local) & ~(np.isnat(chosen.local) & np.isnat(one.local))
+            if differ.any():
+                seen.doubtful = str(rows.columns["date"][int(differ.argmax())].as_py())
         noted: dict[int, tuple[Keys, Keys]] = {}
         for order, one in stamps.items():
             if id(one) not in noted:  # the same for all orders, where the order is no matter
@@ -337,8 +346,9 @@ def _settle_order(found: Survey, seen: _Seen, told: Inspection) -> None:
         readings = " and ".join(
             {"D/M/Y": "day/month", "M/D/Y": "month/day", "Y/M/D": "year/month/day"}[o] for o in (second, best)
         )
+        example = (seen.doubtful or seen.example)[:30]
         raise RefusedFileError(
-            f"its dates ({seen.example[:30]}) can be read as {readings}; --dates D/M/Y or M/D/Y says which it is."
+            f"its dates ({example}) can be read as {readings}; --dates D/M/Y or M/D/Y says which it is."
         )
     found.order = told.dates = best
 
