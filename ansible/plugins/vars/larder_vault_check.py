@@ -41,10 +41,11 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc] # ansible-core has no ty
         super().get_vars(loader, path, entities)
         place = Path(path)
         if place not in self.checked:
-            self.checked.add(place)
             for file in sorted({*place.glob("group_vars/**/*"), *place.glob("host_vars/**/*")}):
                 if file.suffix in {".yml", ".yaml", ".json", ""} and file.is_file():
                     self._check(loader, file)
+            # After the check: a vault that was refused is refused again, and Ansible never comes to quote it.
+            self.checked.add(place)
         return {}
 
     def _check(self, loader: DataLoader, file: Path) -> None:

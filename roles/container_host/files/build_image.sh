@@ -7,7 +7,8 @@ image=$1 recipe=$2 release=$3 user=$4 archives=$5
 shift 5
 
 # Scenarios that start side by side want the same image: the first one builds it, and the others wait here and find it.
-exec 9> /run/lock/larder-image.lock
+# The lock is on this script, which every user may read.
+exec 9< "$0"
 flock 9
 
 # Another checkout, or another scenario, may have built the same recipe already.
