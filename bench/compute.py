@@ -44,9 +44,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 import data
+from data import FORMULAS, INTEGERS, VIEWS
 from larder.bars.load import load
 from larder.features.compute import compute
-from larder.features.indicators import INTEGERS, VIEWS
 from larder.postgres import session, tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +142,7 @@ def larder(url: str, directory: Path) -> dict[str, float]:
     started = time.perf_counter()
     loaded = load(url, [directory])
     between = time.perf_counter()
-    rows = compute(url)
+    rows = compute(url, FORMULAS)
     ended = time.perf_counter()
     if loaded.rejected or loaded.refused or rows != loaded.changed * len(VIEWS):
         raise SystemExit(f"{loaded} gave {rows} rows")
@@ -199,9 +199,9 @@ def database(admin_url: str, name: str) -> Iterator[str]:
 def create(connection: psycopg.Connection) -> None:
     declared = yaml.safe_load((ROOT / "feature_repo/tables.yml").read_text())
     connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
-    for schema in declared["schemas"]:
+    for schema in (*declared["schemas"], "features"):
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-    for table in declared["tables"]:
+    for table in (*declared["tables"], *FORMULAS.definitions.tables()):
         columns = [
             f"{column['name']} {column['type']}"
             + ("" if column.get("nullable", True) else " NOT NULL")
@@ -338,7 +338,7 @@ def day(chosen: argparse.Namespace) -> dict[str, Any]:
             part.mkdir()
             write_files(part, [data.symbol(number) for number in numbers], days[:history], cut)
             load(url, [part])
-        compute(url)
+        compute(url, FORMULAS)
         with psycopg.connect(url, autocommit=True) as connection:
             for table in TABLES:
                 connection.execute(sql.SQL("VACUUM ANALYZE {}").format(session.identifier(table)))
@@ -353,7 +353,7 @@ def day(chosen: argparse.Namespace) -> dict[str, Any]:
         if chosen.day_check:
             some = [data.symbol(number) for number in range(min(COMPARED, chosen.day_symbols))]
             by_day = stored(url, some)
-            compute(url, full=True)
+            compute(url, FORMULAS, full=True)
             compare(by_day, stored(url, some))
     return {
         "symbols": chosen.day_symbols,

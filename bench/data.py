@@ -29,10 +29,14 @@ import pyarrow as pa
 import yaml
 from psycopg import sql
 
-from larder.features.indicators import INTEGERS, VIEWS, Bars, compute
+from larder.features.formulas import Formulas
 from larder.postgres import tables
 
 ROOT = Path(__file__).resolve().parent.parent
+FORMULAS = Formulas(ROOT / "feature_repo")
+SOURCE = FORMULAS.definitions.sources["market_data.ohlcv_daily"]
+VIEWS = {view.name: [feature.name for feature in view.features] for view in FORMULAS.definitions.views}
+INTEGERS = {f.name for view in FORMULAS.definitions.views for f in view.features if f.type == "Int64"}
 BLOCK = 20
 LAST_DAY = "2024-12-31"
 SYMBOLS_AT_ONCE = 100
@@ -109,7 +113,7 @@ def feature_views(schema: str, ttl: timedelta = TTL) -> list[Any]:
 def create(connection: psycopg.Connection, schema: str, chunk_interval: str | None = None) -> None:
     """The hypertables of the six views; plain tables where the interval is empty."""
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-    for table in yaml.safe_load((ROOT / "feature_repo/tables.yml").read_text())["tables"]:
+    for table in FORMULAS.definitions.tables():
         view = table["name"].removeprefix("features.")
         if view not in VIEWS:
             continue
@@ -134,16 +138,16 @@ def features(symbols: int, days: int, series: Sequence[Ratios], seed: int) -> It
     for first in range(0, symbols, SYMBOLS_AT_ONCE):
         parts: dict[str, list[pa.Table]] = {view: [] for view in VIEWS}
         for number in range(first, min(first + SYMBOLS_AT_ONCE, symbols)):
-            bars = Bars(bars_of(number, days, series, seed))
-            for view in VIEWS:
+            bars = FORMULAS.of(SOURCE, bars_of(number, days, series, seed))
+            for view in FORMULAS.definitions.views:
                 columns = {}
-                for name, values in compute(view, bars).items():
+                for name, values in bars.features(view).items():
                     column = pa.array(values, from_pandas=True)
                     columns[name] = column.cast(pa.int64()) if name in INTEGERS else column
                 keys = {"symbol": pa.array([symbol(number)] * days), "event_timestamp": times}
-                parts[view].append(pa.table({**keys, **columns}))
-        for view, found in parts.items():
-            yield view, pa.concat_tables(found)
+                parts[view.name].append(pa.table({**keys, **columns}))
+        for name, found in parts.items():
+            yield name, pa.concat_tables(found)
 
 
 def fill(
@@ -202,7 +206,7 @@ def main() -> None:
     parser.add_argument("--symbols", type=int, default=500)
     parser.add_argument("--days", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--chunk-interval", help="as 7 days; empty for plain tables; default: that of tables.yml")
+    parser.add_argument("--chunk-interval", help="as 7 days; empty for plain tables; default: that of feature_repo")
     options = parser.parse_args()
     print(
         fill(

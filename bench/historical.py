@@ -34,7 +34,7 @@ import pyarrow.csv
 import pyarrow.feather
 
 import data
-from larder.features.indicators import INTEGERS, VIEWS
+from data import INTEGERS, VIEWS
 from larder.postgres import tables
 from measure import measure, report
 

@@ -28,7 +28,7 @@ import psycopg
 import redis
 
 import data
-from larder.features.indicators import VIEWS
+from data import VIEWS
 from measure import measure, report
 
 START, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC)

@@ -208,14 +208,25 @@ def formats(check: Path | None, config: Path | None) -> None:
         click.echo(f"{entry.name:<{width}}{entry.title}".rstrip())
 
 
+repo_option = click.option(
+    "--repo",
+    type=click.Path(path_type=Path),
+    default=Path("/opt/feast/feature_repo"),
+    show_default=True,
+    help="The feature repository.",
+)
+
+
 @main.command(epilog=EXIT_CODES)
 @click.option("--full", is_flag=True, help="Recompute every symbol, not only those whose bars changed.")
+@repo_option
 @pass_credentials
-def compute(credentials: Credentials, *, full: bool) -> None:
+def compute(credentials: Credentials, repo: Path, *, full: bool) -> None:
     """Compute the features of the symbols whose bars changed."""
     from larder.features.compute import compute as compute_features
+    from larder.features.formulas import Formulas
 
-    compute_features(credentials.pipeline_url, full=full)
+    compute_features(credentials.pipeline_url, Formulas(repo), full=full)
 
 
 days_option = click.option(
@@ -258,11 +269,13 @@ def _stages(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @days_option
 @click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom here, for node_exporter.")
 @config_option
+@repo_option
 @pass_credentials
 def run(
     credentials: Credentials,
     stages: list[str],
     incoming: tuple[Path, ...],
+    repo: Path,
     days: int,
     metrics_dir: Path | None,
     config: Path | None,
@@ -270,17 +283,11 @@ def run(
     """Run the pipeline: load, compute, materialize. Only one runs at a time, on whichever host."""
     from larder.operations.pipeline import run as run_stages
 
-    run_stages(credentials, stages, incoming, days=days, metrics_dir=metrics_dir, files=settings.read(config))
+    run_stages(credentials, stages, incoming, repo, days=days, metrics_dir=metrics_dir, files=settings.read(config))
 
 
 @main.command(epilog=EXIT_CODES)
-@click.option(
-    "--repo",
-    type=click.Path(path_type=Path),
-    default=Path("/opt/feast/feature_repo"),
-    show_default=True,
-    help="The feature repository.",
-)
+@repo_option
 @click.option("--force", is_flag=True, help="Apply although nothing changed since the last time.")
 @pass_credentials
 def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
@@ -291,12 +298,13 @@ def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
 
 
 @main.command(epilog=EXIT_CODES)
+@repo_option
 @pass_credentials
-def due(credentials: Credentials) -> None:
+def due(credentials: Credentials, repo: Path) -> None:
     """Say whether the repository, or a definition, changed since the pipeline last ran: `due` or `not due`."""
     from larder.operations.apply import due as run_is_due
 
-    click.echo("due" if run_is_due(credentials) else "not due")
+    click.echo("due" if run_is_due(credentials, repo) else "not due")
 
 
 @main.command(epilog=EXIT_CODES)

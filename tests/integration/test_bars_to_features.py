@@ -10,13 +10,13 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from larder.features.indicators import MEMORY, VIEWS
 
 from larder.bars.load import load
 from larder.errors import BusyError, LarderError, RefusedFileError
 from larder.features import compute as computing
 from larder.features import definitions
 from larder.features.compute import TAKE, compute
-from larder.features.indicators import MEMORY, VIEWS
 from larder.operations import metrics, pipeline
 from larder.postgres import tables
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzz import file_of
+from larder.features.indicators import VIEWS
 from test_bars_to_features import ADMIN, ask, lines, write
 
 from larder.bars.load import load
 from larder.errors import LarderError, RefusedFileError, SymbolsError
 from larder.features.compute import compute
-from larder.features.indicators import VIEWS
 from larder.operations import metrics, pipeline, runs
 from larder.operations import status as reporting
 

@@ -10,10 +10,10 @@ import pytest
 import redis
 import yaml
 from click.testing import CliRunner
+from larder.features.indicators import VIEWS
 from psycopg.conninfo import conninfo_to_dict
 
 from larder.cli import main
-from larder.features.indicators import VIEWS
 from larder.operations import feast_store, pipeline
 from larder.operations.apply import apply
 from larder.operations.materialize import materialize

@@ -1,5 +1,6 @@
 """The command line: quick, one sentence where something is wrong, an exit code that means something."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ from click.testing import CliRunner
 import larder as larder_package
 from larder.cli import main
 from larder.errors import ConfigError
-from larder.features import definitions
+from larder.features import record
+from larder.features.formulas import Formulas, prices
 from larder.operations.apply import fingerprint
 from larder.operations.credentials import Credentials
+
+REPO = Path(__file__).parents[2] / "feature_repo"
 
 
 @pytest.fixture
@@ -70,15 +74,7 @@ def test_a_log_level_that_is_none_is_told():
 def test_prices_that_are_none_are_told(monkeypatch):
     monkeypatch.setenv("LARDER_INDICATOR_PRICES", "adjusted")
     with pytest.raises(ConfigError, match="LARDER_INDICATOR_PRICES is 'adjusted'; it may be close or adjusted_close"):
-        definitions.fingerprint()
-
-
-def test_features_of_other_prices_are_of_other_definitions(monkeypatch):
-    as_loaded = definitions.fingerprint()
-    monkeypatch.setenv("LARDER_INDICATOR_PRICES", "close")
-    assert definitions.fingerprint() == as_loaded
-    monkeypatch.setenv("LARDER_INDICATOR_PRICES", "adjusted_close")
-    assert definitions.fingerprint() != as_loaded
+        prices()
 
 
 @pytest.mark.parametrize(
@@ -138,17 +134,28 @@ def test_the_fingerprint_follows_what_feast_reads(tmp_path):
     assert fingerprint(tmp_path) not in (first, second)
 
 
-def test_features_of_another_module_or_another_ta_lib_are_of_other_definitions(tmp_path, monkeypatch):
-    as_they_are = definitions.fingerprint()
-    with monkeypatch.context() as patch:
-        copy = tmp_path / "indicators.py"
-        copy.write_bytes(Path(definitions.__file__).with_name("indicators.py").read_bytes())
-        patch.setattr(definitions, "__file__", str(tmp_path / "definitions.py"))
-        assert definitions.fingerprint() == as_they_are
-        copy.write_text(copy.read_text().replace("talib.SMA(b.close, 5)", "talib.SMA(b.close, 6)"))
-        assert definitions.fingerprint() != as_they_are
-    monkeypatch.setattr(definitions, "version", lambda name: f"another {name}")
-    assert definitions.fingerprint() != as_they_are
+def test_other_formulas_functions_prices_or_ta_lib_are_other_definitions(tmp_path, monkeypatch):
+    repo = shutil.copytree(REPO, tmp_path / "repo")
+
+    def changed(file, old, new):
+        original = (repo / file).read_text()
+        assert old in original
+        (repo / file).write_text(original.replace(old, new))
+        try:
+            return record.fingerprint(Formulas(repo)) != as_they_are
+        finally:
+            (repo / file).write_text(original)
+
+    as_they_are = record.fingerprint(Formulas(repo))
+    assert as_they_are == record.fingerprint(Formulas(REPO))
+    assert changed("computed_views.yml", "talib.SMA(close, 5)", "talib.SMA(close, 6)")
+    assert changed("computed_views.yml", "as_loaded.low * scale", "as_loaded.low")
+    assert changed("computed_views.yml", "rows_before: 1250", "rows_before: 1500")
+    assert changed("formulas.py", "direction[:1] = 1", "direction[:1] = 0")
+    assert not changed("computed_views.yml", "How far prices move", "How far prices go")
+    assert record.fingerprint(Formulas(repo, "adjusted_close")) != as_they_are
+    monkeypatch.setattr(record, "version", lambda name: f"another {name}")
+    assert record.fingerprint(Formulas(repo)) != as_they_are
 
 
 def test_a_repository_without_definitions_would_delete_all_and_is_refused(tmp_path):

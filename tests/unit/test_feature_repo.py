@@ -7,11 +7,15 @@ import pytest
 import yaml
 from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView, ValueType
 from feast.types import Float64, Int64
-
-from larder.features.indicators import INTEGERS, VIEWS
+from larder.features import definitions
 
 REPO = Path(__file__).parents[2] / "feature_repo"
-TABLES = {table["name"]: table for table in yaml.safe_load((REPO / "tables.yml").read_text())["tables"]}
+DEFINED = definitions.read(REPO)
+VIEWS = {view.name: {feature.name: feature.type for feature in view.features} for view in DEFINED.views}
+TABLES = {
+    table["name"]: table
+    for table in (*yaml.safe_load((REPO / "tables.yml").read_text())["tables"], *DEFINED.tables())
+}
 TYPES = {"double precision": Float64, "bigint": Int64}
 
 
@@ -39,7 +43,7 @@ def columns(table):
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_what_is_computed_and_stored(objects, view):
     fields = {field.name: field.dtype for field in objects[FeatureView][view].schema if field.name != "symbol"}
-    assert fields == {name: Int64 if name in INTEGERS else Float64 for name in VIEWS[view]}
+    assert fields == {name: {"Int64": Int64, "Float64": Float64}[kind] for name, kind in VIEWS[view].items()}
     assert fields == {name: TYPES[kind] for name, kind in columns(f"features.{view}").items()}
     assert objects[FeatureView][view].ttl.days == 730
     assert set(objects[FeatureView][view].tags) == {"category", "origin"}

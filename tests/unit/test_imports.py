@@ -23,7 +23,7 @@ MODULES = {
         "reader report",
         "load",
     ),
-    "features": ("definitions", "indicators", "compute"),
+    "features": ("definitions", "feast_views formulas", "record", "compute"),
     "plugins": ("offline_store", "compute_engine"),
     "serving": (
         "checks drain failures redis_line turns",

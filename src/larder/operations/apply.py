@@ -12,7 +12,7 @@ import psycopg
 
 from larder import feast_version
 from larder.errors import BusyError, ConfigError, LarderError
-from larder.features import definitions
+from larder.features.definitions import FILE as COMPUTED_VIEWS
 from larder.log import event, logger
 from larder.operations import feast_store, registry
 from larder.operations.credentials import Credentials
@@ -44,7 +44,7 @@ def fingerprint(repo: Path) -> str:
     ]
     if not files:
         raise ConfigError(f"{repo} holds no feature definitions (*.py).")
-    for path in [*files, *repo.glob(".feastignore")]:
+    for path in [*files, *repo.glob(".feastignore"), *repo.glob(COMPUTED_VIEWS)]:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(repo)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
@@ -59,6 +59,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
         raise ConfigError(f"There is no feature repository at {repo}.")
     project = credentials.feature_store_config()["project"]
     wanted = fingerprint(repo)
+    _try_formulas(repo)
     with session.connect(credentials.registry_url, "apply") as connection:
         connection.execute("SET lock_timeout = '120s'")
         try:  # two applies at once lose objects
@@ -81,6 +82,12 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
     return True
 
 
+def _try_formulas(repo: Path) -> None:
+    from larder.features.formulas import Formulas
+
+    Formulas(repo).try_out()
+
+
 def lacking(connection: psycopg.Connection, project: str) -> list[str]:
     """What was applied and is no longer in the registry: `feature_views volume_indicators`."""
     try:
@@ -101,10 +108,13 @@ def lacking_features(connection: psycopg.Connection, project: str, present: Coll
     return sorted({*applied} - {*present})
 
 
-def due(credentials: Credentials) -> bool:
+def due(credentials: Credentials, repo: Path) -> bool:
     """Whether the repository, or a feature's definition, changed since the last successful run of the pipeline."""
+    from larder.features import record
+    from larder.features.formulas import Formulas
+
     with session.connect(credentials.pipeline_url, "due") as connection:
-        if definitions.changed(connection):
+        if record.changed(connection, Formulas(repo)):
             return True
     with session.connect(credentials.registry_url, "due") as connection:
         if connection.execute("SELECT to_regclass('larder_apply')").fetchall()[0][0] is None:

@@ -42,6 +42,7 @@ def run(
     credentials: Credentials,
     stages: Sequence[str],
     incoming: Sequence[Path],
+    repo: Path,
     *,
     days: int = 7,
     metrics_dir: Path | None = None,
@@ -61,7 +62,7 @@ def run(
                     if stage in stages:
                         begun = time.monotonic()
                         try:
-                            _stage(stage, credentials, incoming, days, files, done)
+                            _stage(stage, credentials, incoming, repo, days, files, done)
                         finally:
                             done.seconds[stage] = time.monotonic() - begun
                 if done.not_computed:
@@ -92,7 +93,13 @@ def _why(error: BaseException) -> str:
 
 
 def _stage(
-    stage: str, credentials: Credentials, incoming: Sequence[Path], days: int, files: Files | None, done: _Run
+    stage: str,
+    credentials: Credentials,
+    incoming: Sequence[Path],
+    repo: Path,
+    days: int,
+    files: Files | None,
+    done: _Run,
 ) -> None:
     if stage == "load":
         from larder.bars.load import load
@@ -101,9 +108,10 @@ def _stage(
         done.bars, done.rejected, done.refused = loaded.changed, loaded.rejected, loaded.refused
     elif stage == "compute":
         from larder.features.compute import compute
+        from larder.features.formulas import Formulas
 
         try:
-            done.rows = compute(credentials.pipeline_url)
+            done.rows = compute(credentials.pipeline_url, Formulas(repo))
         except SymbolsError as error:  # the others go on to the online store
             done.not_computed, done.rows = error, error.rows
     else:

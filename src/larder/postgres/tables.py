@@ -61,16 +61,16 @@ SELECT coalesce(current_setting('pgaudit.log', true), '') NOT IN ('', 'none')
 """
 
 NEWEST = """
-SELECT n - 1, timestamptz_send(newest) FROM unnest(%s::text[]) WITH ORDINALITY AS wanted (symbol, n), LATERAL (
-    SELECT event_timestamp FROM {table} WHERE symbol = wanted.symbol ORDER BY event_timestamp DESC LIMIT 1
+SELECT n - 1, timestamptz_send(newest) FROM unnest(%s::{type}[]) WITH ORDINALITY AS wanted (key, n), LATERAL (
+    SELECT {time} FROM {table} WHERE {key} = wanted.key ORDER BY {time} DESC LIMIT 1
 ) AS found (newest)
 """
 
 
 def append(
-    connection: psycopg.Connection, table: str, rows: pa.Table, columns: Sequence[str]
+    connection: psycopg.Connection, table: str, rows: pa.Table, columns: Sequence[str], key: tuple[str, str] = KEY
 ) -> tuple[pa.Table, pa.Table]:
-    """COPY these columns of the rows that are newer than all of their symbol in the table; none where pgaudit is on.
+    """COPY these columns of the rows that are newer than all of their key in the table; none where pgaudit is on.
 
     Returns the rows that were written, and the others, which need an upsert. No two rows may have the same key, and
     the caller sees to it that nobody else writes to the table until the transaction ends.
@@ -78,33 +78,41 @@ def append(
     if connection.execute(AUDITED).fetchall()[0][0]:
         check_types(connection, table, rows.select(columns))
         return rows.slice(0, 0), rows
-    symbols = rows["symbol"].combine_chunks().dictionary_encode()
-    newest = sql.SQL(NEWEST).format(table=identifier(table))
-    limits = np.full(len(symbols.dictionary), np.iinfo(np.int64).min)
-    for n, time in connection.cursor(binary=True).execute(newest, [symbols.dictionary.to_pylist()]):
-        limits[n] = int.from_bytes(time, signed=True)
-    new = pa.array(binary.field(rows["event_timestamp"])[0] > limits[symbols.indices])
+    name, time = key
+    keys = rows[name].combine_chunks().dictionary_encode()
+    newest = sql.SQL(NEWEST).format(
+        table=identifier(table),
+        key=sql.Identifier(name),
+        time=sql.Identifier(time),
+        type=sql.SQL(binary.type_of(keys.dictionary.type)),
+    )
+    limits = np.full(len(keys.dictionary), np.iinfo(np.int64).min)
+    for n, stamp in connection.cursor(binary=True).execute(newest, [keys.dictionary.to_pylist()]):
+        limits[n] = int.from_bytes(stamp, signed=True)
+    new = pa.array(binary.field(rows[time])[0] > limits[keys.indices])
     written = rows.filter(new)
     if written.num_rows:
         copy_in(connection, table, written.select(columns))
     return written, rows.slice(0, 0) if written.num_rows == rows.num_rows else rows.filter(pc.invert(new))
 
 
-def upsert(table: str, stage: str, columns: Sequence[str]) -> sql.Composed:
+def upsert(table: str, stage: str, columns: Sequence[str], key: tuple[str, str] = KEY) -> sql.Composed:
     """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING the keys of what changed.
 
     Rows that are equal already are not touched: no dead tuples, nothing to recompute.
     """
-    values = [c for c in columns if c not in KEY]
+    values = [c for c in columns if c not in key]
     names = sql.SQL(", ").join
     return sql.SQL(
         "INSERT INTO {table} AS kept ({all}) SELECT {all} FROM {stage} "
-        "ON CONFLICT (symbol, event_timestamp) DO UPDATE SET ({values}) = ROW({new}) "
-        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING kept.symbol, kept.event_timestamp"
+        "ON CONFLICT ({keys}) DO UPDATE SET ({values}) = ROW({new}) "
+        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING {returned}"
     ).format(
         table=identifier(table),
         stage=sql.Identifier(stage),
         all=names(map(sql.Identifier, columns)),
+        keys=names(map(sql.Identifier, key)),
+        returned=names(sql.Identifier("kept", c) for c in key),
         values=names(map(sql.Identifier, values)),
         kept=names(sql.Identifier("kept", c) for c in values),
         new=names(sql.Identifier("excluded", c) for c in values),
