@@ -15,11 +15,14 @@ import redis
 import yaml
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from larder.features import definitions
 from larder.operations.credentials import Credentials
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 REPO = Path(__file__).parents[2] / "feature_repo"
-TABLES = yaml.safe_load((REPO / "tables.yml").read_text())
+DECLARED = yaml.safe_load((REPO / "tables.yml").read_text())
+SCHEMAS = [*DECLARED["schemas"], definitions.SCHEMA]
+TABLES = [*DECLARED["tables"], *definitions.read(REPO).tables()]
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +42,9 @@ def url():
         admin.execute(f"CREATE DATABASE {name}")
         url = make_conninfo(ADMIN, dbname=name)
         with psycopg.connect(url, autocommit=True) as connection:
-            for schema in TABLES["schemas"]:
+            for schema in SCHEMAS:
                 connection.execute(f"CREATE SCHEMA {schema}")
-            for table in TABLES["tables"]:
+            for table in TABLES:
                 columns = [
                     f"{c['name']} {c['type']}"
                     + ("" if c.get("nullable", True) else " NOT NULL")

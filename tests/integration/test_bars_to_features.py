@@ -4,25 +4,34 @@ import os
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from larder.features.indicators import MEMORY, VIEWS
 
 from larder.bars.load import load
 from larder.errors import BusyError, LarderError, RefusedFileError
 from larder.features import compute as computing
-from larder.features import definitions
-from larder.features.compute import TAKE, compute
+from larder.features import definitions, record
+from larder.features.compute import TAKE, statement
+from larder.features.formulas import Formulas
 from larder.operations import metrics, pipeline
 from larder.postgres import tables
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
 HEADER = "Date,Open,High,Low,Close,Volume\n"
+REPO = Path(__file__).parents[2] / "feature_repo"
+DEFINED = definitions.read(REPO)
+SOURCE = DEFINED.sources["market_data.ohlcv_daily"]
+VIEWS = {view.name: [feature.name for feature in view.features] for view in DEFINED.views}
+
+
+def compute(url, **options):
+    return computing.compute(url, Formulas(REPO), **options)
 
 
 def ask(url, query, *parameters):
@@ -136,8 +145,10 @@ def test_an_incremental_run_equals_a_full_one(url, tmp_path, n, seed, data):
 def test_a_part_of_a_long_history_gives_what_the_whole_gives(url, tmp_path, monkeypatch):
     """New bars (A), a correction (B), and a bar before which the total is not known (C): that history is read whole."""
     read = []
-    computed = computing._computed
-    monkeypatch.setattr(computing, "_computed", lambda c, s, n: read.append((list(s), n)) or computed(c, s, n))
+    computed = computing._Computation._computed
+    monkeypatch.setattr(
+        computing._Computation, "_computed", lambda self, c, s, n: read.append((list(s), n)) or computed(self, c, s, n)
+    )
     rows = {name: lines(2000, seed, start="2019-01-01") for seed, name in enumerate("ABC")}
     for name in rows:
         load(url, [write(tmp_path / f"{name}.csv", rows[name][:-10])])
@@ -148,7 +159,7 @@ def test_a_part_of_a_long_history_gives_what_the_whole_gives(url, tmp_path, monk
     load(url, [write(tmp_path / "B.csv", [rows["B"][1900].split(",")[0] + ",100,101,99,100,5"])])
     read.clear()
     assert compute(url) > 3 * 10 * 6
-    assert read == [(["A", "B", "C"], MEMORY), (["C"], None)]
+    assert read == [(["A", "B", "C"], SOURCE.rows_before), (["C"], None)]
     by_part = {view: values_of(url, view) for view in VIEWS}
     compute(url, full=True)
     for view, values in by_part.items():
@@ -206,8 +217,10 @@ def test_an_incremental_run_equals_a_full_one_where_volumes_are_fractions_or_mis
 def test_a_history_without_volumes_is_read_in_part_and_a_sum_goes_on_after_a_gap(url, monkeypatch):
     """No volume at all (A), none of late (B), one after a gap (C), one after a gap that is longer than the part (D)."""
     read = []
-    computed = computing._computed
-    monkeypatch.setattr(computing, "_computed", lambda c, s, n: read.append((list(s), n)) or computed(c, s, n))
+    computed = computing._Computation._computed
+    monkeypatch.setattr(
+        computing._Computation, "_computed", lambda self, c, s, n: read.append((list(s), n)) or computed(self, c, s, n)
+    )
     n = 2000
     random = np.random.default_rng(5)
     some = dict(enumerate(map(float, random.lognormal(3, 2, n))))
@@ -225,7 +238,7 @@ def test_a_history_without_volumes_is_read_in_part_and_a_sum_goes_on_after_a_gap
         put(url, symbol, n, {n - 1: all_of_it[n - 1]})
     read.clear()
     compute(url)
-    assert read == [(["A", "B", "C", "D"], MEMORY), (["D"], None)]
+    assert read == [(["A", "B", "C", "D"], SOURCE.rows_before), (["D"], None)]
     assert ask(url, "SELECT count(volume_sma_20), count(obv) FROM features.volume_indicators WHERE symbol = 'A'") == [
         (0, 0)
     ]
@@ -324,9 +337,9 @@ def test_where_definitions_changed_every_symbol_is_computed_anew(url, tmp_path):
         connection.execute("UPDATE features.price_action SET price_range = -1")
         assert compute(url) == 0
         connection.execute("UPDATE features.computed_with SET fingerprint = 'of another release'")
-        assert definitions.changed(connection)
+        assert record.changed(connection, Formulas(REPO))
         assert compute(url) == 2 * 30
-        assert not definitions.changed(connection)
+        assert not record.changed(connection, Formulas(REPO))
     assert ask(url, "SELECT count(*) FROM features.price_action WHERE price_range < 0") == [(0,)]
     assert ask(url, "SELECT symbol FROM features.pending_materialize ORDER BY 1") == [("A",), ("B",)]
     assert compute(url) == 0
@@ -335,7 +348,7 @@ def test_where_definitions_changed_every_symbol_is_computed_anew(url, tmp_path):
 def test_a_bar_that_is_loaded_during_a_compute_is_computed_next(url, tmp_path):
     load(url, [write(tmp_path / "A.csv", lines(30))])
     with psycopg.connect(url) as computing:
-        computing.execute(TAKE, [["A"]])
+        computing.execute(statement(TAKE, SOURCE), [["A"]])
         loading = threading.Thread(target=load, args=[url, [write(tmp_path / "A.csv", lines(31))]])
         loading.start()
         time.sleep(0.5)
@@ -349,7 +362,7 @@ def test_a_run_writes_its_metrics(url, tmp_path, credentials):
     incoming.mkdir()
     write(incoming / "A.csv", [*lines(30), "2024-03-01,1,1,2,1,5"])
     before = time.time()
-    pipeline.run(credentials, ["load", "compute"], [incoming], metrics_dir=tmp_path / "metrics")
+    pipeline.run(credentials, ["load", "compute"], [incoming], REPO, metrics_dir=tmp_path / "metrics")
     written = {name: metrics.read(tmp_path / "metrics", name) for name in metrics.HELP}
     assert written["larder_pipeline_success"] == 1
     assert before <= written["larder_pipeline_last_success_timestamp_seconds"] <= time.time()
@@ -364,7 +377,7 @@ def test_a_run_writes_its_metrics(url, tmp_path, credentials):
         connection.execute("DROP TABLE features.price_action")
     write(incoming / "A.csv", lines(31))
     with pytest.raises(LarderError, match=r"price_action"):
-        pipeline.run(credentials, ["load", "compute"], [incoming], metrics_dir=tmp_path / "metrics")
+        pipeline.run(credentials, ["load", "compute"], [incoming], REPO, metrics_dir=tmp_path / "metrics")
     after = {name: metrics.read(tmp_path / "metrics", name) for name in metrics.HELP}
     assert after["larder_pipeline_success"] == 0
     last = "larder_pipeline_last_success_timestamp_seconds"
@@ -380,7 +393,7 @@ def test_a_refused_file_stops_nothing_but_is_told(tmp_path, credentials):
     write(incoming / "A.csv", lines(30))
     write(incoming / "B.csv", ["x"], header="what,is,this\n")
     with pytest.raises(RefusedFileError):
-        pipeline.run(credentials, ["load", "compute"], [incoming], metrics_dir=tmp_path)
+        pipeline.run(credentials, ["load", "compute"], [incoming], REPO, metrics_dir=tmp_path)
     assert metrics.read(tmp_path, "larder_pipeline_success") == 1
     assert metrics.read(tmp_path, "larder_pipeline_files_refused") == 1
     assert metrics.read(tmp_path, "larder_pipeline_feature_rows_changed") == 180
@@ -392,14 +405,14 @@ def test_a_second_run_leaves_it_to_the_first(url, tmp_path, credentials):
     with psycopg.connect(url, autocommit=True) as first:
         first.execute("SELECT pg_advisory_lock(hashtextextended('larder run', 0))")
         with pytest.raises(BusyError, match="Another larder run is running"):
-            pipeline.run(credentials, ["load"], [incoming], metrics_dir=tmp_path)
+            pipeline.run(credentials, ["load"], [incoming], REPO, metrics_dir=tmp_path)
     assert not (tmp_path / metrics.NAME).exists()
-    pipeline.run(credentials, ["load"], [incoming])
+    pipeline.run(credentials, ["load"], [incoming], REPO)
 
 
 def test_a_server_that_is_away_is_one_sentence_and_a_failed_run(tmp_path, credentials):
     (credentials.directory / "pipeline_url").write_text("postgresql://u:secret@127.0.0.1:1/feast")
     with pytest.raises(LarderError, match="PostgreSQL cannot be reached") as caught:
-        pipeline.run(credentials, ["compute"], [], metrics_dir=tmp_path)
+        pipeline.run(credentials, ["compute"], [], REPO, metrics_dir=tmp_path)
     assert "secret" not in caught.value.message
     assert "larder_pipeline_success 0" in (tmp_path / metrics.NAME).read_text()

@@ -13,12 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzz import file_of
-from larder.features.indicators import VIEWS
-from test_bars_to_features import ADMIN, ask, lines, write
+from test_bars_to_features import ADMIN, REPO, VIEWS, ask, compute, lines, write
 
 from larder.bars.load import load
 from larder.errors import LarderError, RefusedFileError, SymbolsError
-from larder.features.compute import compute
 from larder.operations import metrics, pipeline, runs
 from larder.operations import status as reporting
 
@@ -209,7 +207,7 @@ def test_a_symbol_that_cannot_be_computed_keeps_no_other_out(url, tmp_path, cred
     ]
     assert ask(url, "SELECT symbol FROM market_data.pending_compute") == [("B",)]
     with pytest.raises(SymbolsError) as caught:
-        pipeline.run(credentials, ["compute"], [], metrics_dir=tmp_path)
+        pipeline.run(credentials, ["compute"], [], REPO, metrics_dir=tmp_path)
     assert caught.value.exit_code == 1
     assert "1 of the symbols could not be computed: B" in problems(url, credentials)[0]
 
@@ -226,18 +224,18 @@ def test_status_says_which_files_are_refused_and_why(url, incoming, credentials)
     write(incoming / "A.csv", lines(30))
     write(incoming / "B.csv", ["x"], header="what,is,this\n")
     with pytest.raises(RefusedFileError) as caught:
-        pipeline.run(credentials, ["load", "compute"], [incoming])
+        pipeline.run(credentials, ["load", "compute"], [incoming], REPO)
     assert caught.value.exit_code == 3
     assert ask(url, "SELECT DISTINCT symbol FROM features.price_action") == [("A",)]
     assert problems(url, credentials) == [f"A file is refused: {refused(url)['B.csv']}"]
     (incoming / "B.csv").unlink()
-    pipeline.run(credentials, ["load", "compute"], [incoming])
+    pipeline.run(credentials, ["load", "compute"], [incoming], REPO)
     assert problems(url, credentials) == []
 
 
 def test_status_says_that_symbols_wait_to_be_computed(url, incoming, credentials):
     write(incoming / "A.csv", lines(30))
-    pipeline.run(credentials, ["load"], [incoming])
+    pipeline.run(credentials, ["load"], [incoming], REPO)
     assert "Symbols that wait to be computed: 1;" in problems(url, credentials)[0]
 
 
@@ -246,11 +244,11 @@ def test_status_says_why_the_last_run_failed(url, incoming, credentials):
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER TABLE features.price_action RENAME TO elsewhere")
         with pytest.raises(LarderError):
-            pipeline.run(credentials, ["load", "compute"], [incoming])
+            pipeline.run(credentials, ["load", "compute"], [incoming], REPO)
         assert "The last run failed at" in problems(url, credentials)[0]
         assert "price_action" in problems(url, credentials)[0]
         connection.execute("ALTER TABLE features.elsewhere RENAME TO price_action")
-    pipeline.run(credentials, ["load", "compute"], [incoming])
+    pipeline.run(credentials, ["load", "compute"], [incoming], REPO)
     assert problems(url, credentials) == []
 
 
@@ -269,7 +267,7 @@ def test_fuzzed_files_stop_nothing_and_store_no_bar_that_they_did_not_hold(url, 
         (incoming / file.name).write_bytes(file.content)
     begun = time.monotonic()
     with pytest.raises(RefusedFileError):
-        pipeline.run(credentials, ["load", "compute"], [incoming], metrics_dir=tmp_path)
+        pipeline.run(credentials, ["load", "compute"], [incoming], REPO, metrics_dir=tmp_path)
     seconds = time.monotonic() - begun
     reasons = refused(url)
     loaded = {path.rsplit("/", 1)[-1] for (path,) in ask(url, "SELECT path FROM market_data.loaded_files")}

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from larder.bars.load import load
 from larder.features.compute import compute
+from larder.features.formulas import Formulas
 from larder.operations.apply import apply
 from larder.operations.materialize import materialize
 from larder.operations.status import status
@@ -65,7 +66,7 @@ def stack(url, credentials, online, redis_address, tmp_path):
     bars.write_text("Symbol,Date,Open,High,Low,Close,Volume\n" + "\n".join(rows) + "\n")
     apply(credentials, REPOSITORY)
     load(credentials.load_url, [bars])
-    compute(credentials.pipeline_url)
+    compute(credentials.pipeline_url, Formulas(REPOSITORY))
     materialize(credentials)
     assert problems(credentials) == []
     return credentials
@@ -124,7 +125,7 @@ def test_values_that_are_older_than_the_database_are_told(stack, tmp_path):
     bars = tmp_path / "late.csv"
     bars.write_text(f"Symbol,Date,Open,High,Low,Close,Volume\nS003,{TODAY},10,12,9,11,100\n")
     load(stack.load_url, [bars])
-    compute(stack.pipeline_url)
+    compute(stack.pipeline_url, Formulas(REPOSITORY))
     assert any("an older row than the database (S003)" in problem for problem in problems(stack))
     materialize(stack)
     assert problems(stack) == []

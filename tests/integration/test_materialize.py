@@ -10,10 +10,10 @@ import pytest
 import redis
 import yaml
 from click.testing import CliRunner
-from larder.features.indicators import VIEWS
 from psycopg.conninfo import conninfo_to_dict
 
 from larder.cli import main
+from larder.features import definitions
 from larder.operations import feast_store, pipeline
 from larder.operations.apply import apply
 from larder.operations.materialize import materialize
@@ -22,6 +22,7 @@ from larder.operations.status import status
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
 REPO = Path(__file__).parents[2] / "feature_repo"
+VIEWS = [view.name for view in definitions.read(REPO).views]
 NOW = datetime.now(UTC)
 WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'features.pending_materialize'::regclass"
 
@@ -99,7 +100,7 @@ def test_the_window_is_as_many_days_long_as_it_is_told(stack):
     stack.put(THREE=NOW - timedelta(days=3) + timedelta(hours=1), FOUR=NOW - timedelta(days=3, hours=1))
     materialize(stack.credentials, days=3)
     assert stack.served("THREE", "FOUR") == ["THREE"]
-    pipeline.run(stack.credentials, ["materialize"], [], days=3)
+    pipeline.run(stack.credentials, ["materialize"], [], REPO, days=3)
     assert stack.served("FOUR") == []
     assert stack.larder("materialize", "--days", "4").exit_code == 0
     assert stack.served("FOUR") == ["FOUR"]

@@ -1,4 +1,4 @@
-"""The features of feature_repo: 42 against their definitions, written here a second time without TA-Lib; all by rule."""
+"""The features of feature_repo: 42 against their definitions, written here once more without TA-Lib; all by rule."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from larder.features.formulas import PRICES, Formulas
 
 REPO = Path(__file__).parents[2] / "feature_repo"

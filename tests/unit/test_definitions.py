@@ -1,5 +1,6 @@
 """What computed_views.yml may hold: a mistake is one sentence that names the entry, before anything has changed."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -93,7 +94,11 @@ def test_repository_without_computed_views_needs_nothing(tmp_path):
         ("    source:", "    tags: [a]\n    source:", "has the tags ['a']"),
         ("    source:", "    name: again\n    source:", "name is there twice"),
         ("views:", "sources: [{table: risk.other}]\nviews:", "source risk.other, and no view is computed from it"),
-        ("views:", "sources: [{table: risk.limits, terms: {x: y}}]\nviews:", "the term x has the formula 'y', and y is"),
+        (
+            "views:",
+            "sources: [{table: risk.limits, terms: {x: y}}]\nviews:",
+            "the term x has the formula 'y', and y",
+        ),
         ("views:", "sources: [{table: risk.limits, rows_before: -1}]\nviews:", "rows_before -1; it may be 0 or more"),
         ("views:", "views: [", "no valid YAML"),
     ],
@@ -110,7 +115,11 @@ def test_mistake_is_one_sentence(repository, old, new, sentence):
     ("old", "new", "sentence"),
     [
         ("{pipeline: [select]}", "{train: [select]}", "have to give select to pipeline"),
-        ("[account_id, valid_from]", "[account_id, tier, valid_from]", "has to be a hypertable whose primary key is one"),
+        (
+            "[account_id, valid_from]",
+            "[account_id, tier, valid_from]",
+            "a hypertable whose primary key is one column",
+        ),
         ("account_id, type: bigint", "account_id, type: uuid", "one column (text or bigint) and its time"),
         ("risk.limits", "features.utilisation", "computes from risk.limits, which tables.yml does not declare"),
         ("tables:", "table:", "tables None; it has to be a list"),
@@ -159,5 +168,6 @@ def test_feature_of_the_stack_is_one_entry(tmp_path):
     assert {"name": "willr_14", "type": "double precision"} in table["columns"]
     Formulas(repo).try_out()
     program = "import feature_views; print(feature_views.technical_indicators_momentum)"
-    shown = run([sys.executable, "-c", program], cwd=repo, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(REPO.parent / "src")}
+    shown = run([sys.executable, "-c", program], cwd=repo, env=environment, capture_output=True, text=True, check=True)
     assert "willr_14" in shown.stdout

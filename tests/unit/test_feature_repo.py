@@ -7,14 +7,14 @@ import pytest
 import yaml
 from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView, ValueType
 from feast.types import Float64, Int64
+
 from larder.features import definitions
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 DEFINED = definitions.read(REPO)
 VIEWS = {view.name: {feature.name: feature.type for feature in view.features} for view in DEFINED.views}
 TABLES = {
-    table["name"]: table
-    for table in (*yaml.safe_load((REPO / "tables.yml").read_text())["tables"], *DEFINED.tables())
+    table["name"]: table for table in (*yaml.safe_load((REPO / "tables.yml").read_text())["tables"], *DEFINED.tables())
 }
 TYPES = {"double precision": Float64, "bigint": Int64}
 

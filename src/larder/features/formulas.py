@@ -62,7 +62,7 @@ class Formulas:
         return Rows(self, source, columns)
 
     def try_out(self) -> None:
-        """Raise ConfigError where a formula fails, gives other than one value per row, or reads rows that it may not."""
+        """Raise ConfigError where a formula fails, gives not one value per row, or reads rows that it may not."""
         for source in self.definitions.sources.values():
             try:
                 self._reads_no_later_rows(source)
@@ -75,7 +75,8 @@ class Formulas:
         for name, whole, part in self._both(source, columns, {name: v[:TRIED] for name, v in columns.items()}):
             if not np.array_equal(whole[:TRIED], part, equal_nan=True):
                 raise FormulaError(
-                    f"{name} looks ahead: its values change when later rows are there, so training would know the future."
+                    f"{name} looks ahead: its values change when later rows are there, so training would know the "
+                    "future."
                 )
 
     def _reads_no_older_rows(self, source: Source) -> None:
