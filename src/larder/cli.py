@@ -229,6 +229,22 @@ def compute(credentials: Credentials, repo: Path, *, full: bool) -> None:
     compute_features(credentials.pipeline_url, Formulas(repo), full=full)
 
 
+@main.command(epilog=EXIT_CODES)
+@repo_option
+def features(repo: Path) -> None:
+    """List the features of the computed views: type, formula, description."""
+    from larder.features import definitions
+
+    try:
+        views = definitions.read(repo).views
+    except definitions.DefinitionError as error:
+        raise ConfigError(str(error)) from None
+    rows = [(f"{view.name}:{f.name}", f.type, f.formula, f.description) for view in views for f in view.features]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+
+
 days_option = click.option(
     "--days", type=click.IntRange(min=1), default=7, show_default=True, help="Length of the window that ends now."
 )

@@ -158,6 +158,14 @@ def test_other_formulas_functions_prices_or_ta_lib_are_other_definitions(tmp_pat
     assert record.fingerprint(Formulas(repo)) != as_they_are
 
 
+def test_features_are_listed_with_their_formulas():
+    result = larder("features", "--repo", REPO)
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) == 42
+    line = "technical_indicators_ma:sma_5 Float64 talib.SMA(close, 5) SMA(C, 5)"
+    assert line in [" ".join(shown.split()) for shown in result.output.splitlines()]
+
+
 def test_a_repository_without_definitions_would_delete_all_and_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no feature definitions"):
         fingerprint(tmp_path)

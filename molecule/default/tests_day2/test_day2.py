@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import socket
 import time
+import urllib.error
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -284,6 +287,46 @@ def test_lost_state_is_reported_first_and_restored_by_one_run(site: Any, invento
     run = site()
     assert run.code == 0, run.output
     assert not any(run.changed.values()), run.output
+
+
+def test_one_entry_adds_a_feature_and_restarts_nothing(
+    site: Any, starts: Any, inventory: Any, watched: Any, tmp_path: Path
+) -> None:
+    """One entry in computed_views.yml, site.yml once; how long that takes is in the test's output."""
+    repository = shutil.copytree(ROOT / "feature_repo", tmp_path / "repo", ignore=shutil.ignore_patterns("__pycache__"))
+    entry = '      - {name: willr_14, formula: "talib.WILLR(high, low, close, 14)", description: Williams %R}\n'
+    views = repository / "computed_views.yml"
+    views.write_text(views.read_text().replace("      - {name: roc_10", entry + "      - {name: roc_10"))
+    variables = {"feast_repository": str(repository), "timescaledb_tables_file": str(repository / "tables.yml")}
+    pipeline = inventory.host("pipeline1")
+    before = starts(), pipeline.check_output("readlink /opt/feast/current")
+
+    shown = site("--check", "--diff", variables=variables)
+    assert shown.code == 0, shown.output
+    assert 'ADD COLUMN "willr_14" double precision' in sentence(shown)
+
+    reader = "technical_indicators_momentum:willr_14"
+    began = time.monotonic()
+    with watched() as client:
+        run = site(variables=variables)
+        assert run.code == 0, run.output
+        ran = time.monotonic()
+        values: list[Any] = []
+        while not values or None in values:
+            assert time.monotonic() - ran < 180, values
+            time.sleep(1)
+            with suppress(urllib.error.HTTPError):  # the feature is not known before the registry is read again
+                values = client.read([reader], ["GOOG.US", "EURUSD"])["willr_14"]
+    print(f"site.yml {ran - began:.0f} s, served {time.monotonic() - ran:.0f} s after it")
+    assert client.failures == []
+    for symbol, value in zip(["GOOG.US", "EURUSD"], values, strict=True):
+        with (ROOT / f".larder/trial/bars/{symbol}.csv").open(newline="") as file:
+            bars = sorted(csv.DictReader(file), key=lambda bar: bar["Date"])[-14:]
+        highest, lowest = max(float(bar["High"]) for bar in bars), min(float(bar["Low"]) for bar in bars)
+        close = float(bars[-1]["Close"])
+        assert value == pytest.approx(-100 * (highest - close) / (highest - lowest), rel=1e-9)
+    assert (starts(), pipeline.check_output("readlink /opt/feast/current")) == before
+    assert set(site(variables=variables).changed.values()) == {0}
 
 
 def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory: Any) -> None:

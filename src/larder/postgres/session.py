@@ -33,7 +33,7 @@ def connect(url: str, purpose: str) -> Iterator[psycopg.Connection]:
         except MISSING as error:
             raise LarderError(
                 f"PostgreSQL lacks what {purpose} needs: {_first_line(error)}. "
-                "site.yml creates the tables that the repository's tables.yml declares."
+                "site.yml creates the tables that the repository declares."
             ) from error
         except psycopg.OperationalError as error:
             raise LarderError(f"PostgreSQL was lost during {purpose}: {_first_line(error)}") from error

@@ -29,7 +29,7 @@ def check_types(connection: psycopg.Connection, table: str, rows: pa.Table) -> N
         if field.name in types and types[field.name] != (wanted := binary.type_of(field.type)):
             raise LarderError(
                 f"{table} has the column {field.name} as {types[field.name]}, and {wanted} is written. "
-                "A run of site.yml brings the column to the type that tables.yml declares."
+                "A run of site.yml brings the column to the type that the repository declares."
             )
 
 
