@@ -8,7 +8,13 @@ import click
 class LarderError(click.ClickException):
     """The work failed (exit code 1): a store cannot be reached, a stage broke."""
 
-    exit_code = 1
+    exit_code: int = 1
+
+    def followed_by(self, sentence: str) -> "LarderError":
+        """The same failure, with a sentence more."""
+        told = LarderError(f"{self.message} {sentence}")
+        told.exit_code = self.exit_code
+        return told
 
 
 class ConfigError(LarderError):

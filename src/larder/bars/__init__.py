@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from larder.bars.model import NUMBERS, PRICES, Batch, Inspection, Options
+from larder.bars.model import NUMBERS, PRICES, Batch, Inspection, Options, Stored
 from larder.bars.source import candidates
 from larder.errors import ConfigError, RefusedFileError
 from larder.log import printable
 
-__all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "candidates", "inspect", "read"]
+__all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "Stored", "candidates", "inspect", "read"]
 
 
 def read(path: Path, options: Options | None = None, told: Inspection | None = None) -> Iterator[Batch]:

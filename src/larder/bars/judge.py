@@ -40,6 +40,9 @@ REJECTED = pa.schema(
 LARGEST_VOLUME = 1e18
 # Open and close may lie outside low and high by this share of the price: prices that are rounded, or adjusted, do.
 ROUNDING = 1e-4
+# A first or last day is whole where it lacks no more than this share of the usual hours: Fridays are shorter, too.
+CUT = 0.1
+CUT_SHOWN = 5
 EXAMPLES = 10
 Floats = npt.NDArray[np.float64]
 
@@ -66,6 +69,7 @@ def judge(found: Survey, told: Inspection) -> Iterator[Batch]:
     if days:
         batch = Batch(days.bars(), REJECTED.empty_table())
         told.timeframe = "1 day, resampled"
+        told.warnings += days.cut()
         _tell(told, batch)
         yield batch
     _refuse_most(found, told)
@@ -227,7 +231,7 @@ class _Days:
     def add(self, good: pa.Table, seconds: npt.NDArray[np.int64]) -> None:
         if good.num_rows:
             stamped = good.append_column("began", pa.array(seconds)).append_column("ended", pa.array(seconds))
-            self.parts.append(self._merge(stamped))
+            self.parts.append(self._merge(stamped.append_column("count", pa.array(np.ones(len(seconds), np.int64)))))
         if len(self.parts) > 64:
             self.parts = [self._merge(pa.concat_tables(self.parts))]
 
@@ -235,7 +239,7 @@ class _Days:
         by_begin = rows.sort_by([(name, "ascending") for name in (*self.COLUMNS, "began")])
         by_end = rows.sort_by([(name, "ascending") for name in (*self.COLUMNS, "ended")])
         firsts = by_begin.group_by(self.COLUMNS, use_threads=False).aggregate(
-            [("open", "first"), ("high", "max"), ("low", "min"), ("volume", "sum"), ("began", "min")]
+            [("open", "first"), ("high", "max"), ("low", "min"), ("volume", "sum"), ("began", "min"), ("count", "sum")]
         )
         lasts = by_end.group_by(self.COLUMNS, use_threads=False).aggregate(
             [("close", "last"), ("adjusted_close", "last"), ("ended", "max")]
@@ -244,13 +248,37 @@ class _Days:
         columns |= {"open": firsts["open_first"], "high": firsts["high_max"], "low": firsts["low_min"]}
         columns |= {"close": lasts["close_last"], "adjusted_close": lasts["adjusted_close_last"]}
         columns |= {"volume": firsts["volume_sum"], "began": firsts["began_min"], "ended": lasts["ended_max"]}
+        columns["count"] = firsts["count_sum"]
         return pa.table(columns)
 
     def bars(self) -> pa.Table:
         if not self.parts:
             return GOOD.empty_table()
-        merged: pa.Table = self._merge(pa.concat_tables(self.parts)).select(GOOD.names).cast(GOOD)
-        return merged
+        self.parts = [self._merge(pa.concat_tables(self.parts))]
+        return self.parts[0].select(GOOD.names).cast(GOOD)
+
+    def cut(self) -> list[str]:
+        """What to say of first and last days that begin later, or end earlier, than days of their symbol do."""
+        found = []
+        for rows in self.parts:  # one, after bars()
+            days = rows.sort_by([(name, "ascending") for name in self.COLUMNS])
+            symbols, day, began, ended, count = (
+                days[name].to_numpy() for name in (*self.COLUMNS, "began", "ended", "count")
+            )
+            firsts = np.flatnonzero(np.append(True, symbols[1:] != symbols[:-1]))
+            for first, end in zip(firsts, [*firsts[1:], len(symbols)], strict=True):
+                opens, closes, usual = (int(np.median(each[first:end])) for each in (began, ended, count))
+                margin = CUT * (closes - opens)
+                for which, at, lacking in (
+                    ("first", first, began[first] - opens),
+                    ("last", end - 1, closes - ended[end - 1]),
+                ):
+                    if lacking > margin and count[at] < usual:
+                        found.append(f"the {which} day of {symbols[at]}, {day[at]}, has {count[at]} of usually {usual}")
+        if not found:
+            return []
+        more = [f"{len(found) - CUT_SHOWN:,} more like these"] * (len(found) > CUT_SHOWN)
+        return [f"the file seems to begin or end in the middle of a day: {'; '.join([*found[:CUT_SHOWN], *more])} bars"]
 
 
 def _tell(told: Inspection, batch: Batch, more_rejected: int = 0) -> None:
@@ -281,7 +309,7 @@ def _tell(told: Inspection, batch: Batch, more_rejected: int = 0) -> None:
 
 def _refuse_most(found: Survey, told: Inspection) -> None:
     judged = told.bars + told.rejected
-    most = ", ".join(f"{reason} ({count})" for reason, count in Counter(told.reasons).most_common(3))
+    most = told.most_reasons()
     example = f"; the first: {told.examples[0]['bar'][:200]}" if told.examples else ""
     if not told.bars:
         if not told.rejected:

@@ -4,6 +4,7 @@ A number or a date may be read in several ways (3/4/2026, 1,234), and only the f
 gone through twice: the survey settles how it is read, or refuses it before a single bar was given.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from larder.bars import dates, numbers, sheets
 from larder.bars.catalogue import Catalogue, Format
 from larder.bars.model import NUMBERS, Inspection, Options
 from larder.bars.recognise import DAILY, Layout, recognise
+from larder.bars.settings import command
 from larder.bars.source import Sheet, Source, open_source, stem
 from larder.errors import RefusedFileError
 
@@ -42,6 +44,10 @@ ZONES = (
 )
 # What browsers and copying programs call a file that is not whole.
 UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".swp", "~")
+# What the names of files call weekly and longer bars.
+LONGER_NAMES = r"(?i:weekly|monthly|w1|mn1?|[wmqy]|10080|43200|1w|1mo)|1M"
+LONGER = "one bar per trading day is allowed, and daily bars cannot be made of longer ones: export daily bars"
+ZONE = "AREA/CITY"  # for the user to fill in
 NO_KEY = -1
 FIRST_OF_INT32 = 1 << 31
 Keys = npt.NDArray[np.int64]
@@ -93,7 +99,7 @@ class _Seen:
     # Stamps that are instants and that no zone turns into days.
     clocks: Counter[int] = field(default_factory=Counter)
     instants: list[dates.Times] = field(default_factory=list)
-    stamp: str = ""
+    offsets: bool = False  # whether some name an offset from UTC
 
 
 def survey(path: Path, options: Options, told: Inspection) -> Survey:
@@ -168,11 +174,6 @@ def _part(sheet: Sheet, found: Survey) -> Part:
         raise RefusedFileError(
             f"nothing names its symbol, no column and not its name ({stem(sheet.name)}): rename it to SYMBOL.csv, or "
             "say --symbol NAME or --columns symbol=…."
-        )
-    if layout.timeframe and layout.timeframe.lower() not in DAILY and not entry.resample:
-        raise RefusedFileError(
-            f"its name says that its bars are {layout.timeframe}, not daily ones; --resample 1d makes daily bars of "
-            "intraday ones."
         )
     found.resample = found.resample or entry.resample
     return Part(sheet, layout)
@@ -294,6 +295,7 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
         one = next(iter(stamps.values()))
         seen.rows += rows.count
         seen.readable += int((~np.isnat(one.local)).sum())
+        seen.offsets = seen.offsets or bool((one.offset != dates.NAIVE).any())
         if not entry.zone:
             instants = (one.offset == 0) & ~np.isnat(one.local)
             if instants.any():
@@ -362,6 +364,11 @@ def _settle_days(found: Survey, seen: _Seen, told: Inspection) -> None:
         if entry.zone and entry.day_starts
         else entry.zone or "as written"
     )
+    for part in found.parts:
+        named = part.layout.timeframe
+        if named and named.lower() not in DAILY and not found.resample:
+            way = LONGER if re.fullmatch(LONGER_NAMES, named) else _resampling(found, seen)
+            raise RefusedFileError(f"its name says that its bars are {named}, not daily ones; {way}.")
     rows = np.flatnonzero(keys != NO_KEY)
     order = rows[np.lexsort((seconds[rows], keys[rows]))]
     ordered, clock = keys[order], seconds[order]
@@ -377,10 +384,7 @@ def _settle_days(found: Survey, seen: _Seen, told: Inspection) -> None:
             symbol = list(found.symbols)[ordered[first] >> 32]
             day = np.datetime64(int(days_in(ordered[first : first + 1])[0]), "D")
             times = f"{_clock(clock[first])} and {_clock(clock[first + 1])} on {day}"
-            raise RefusedFileError(
-                f"it holds intraday bars ({symbol} has {times}); one bar per day is allowed, and --resample 1d --zone "
-                "AREA/CITY makes them."
-            )
+            raise RefusedFileError(f"it holds intraday bars ({symbol} has {times}); {_resampling(found, seen)}.")
     _refuse_instants(found, seen, ordered, clock, told)
     if not found.resample:
         _refuse_longer(ordered, same_day, told)
@@ -388,6 +392,11 @@ def _settle_days(found: Survey, seen: _Seen, told: Inspection) -> None:
     found.repeated = np.zeros(len(keys), np.bool_)
     found.repeated[order[1:][again]] = found.repeated[order[:-1][again]] = True
     told.warnings += _weekend(found, ordered)
+
+
+def _resampling(found: Survey, seen: _Seen) -> str:
+    zone = {"zone": ZONE} if seen.clocks else {}
+    return f"to make daily bars: {command(found.source.path, found.options, resample='1d', **zone)}"
 
 
 def _clock(seconds: int) -> str:
@@ -400,18 +409,21 @@ def _refuse_instants(found: Survey, seen: _Seen, keys: Keys, clock: Keys, told: 
     if sum(odd.values()) > found.options.max_rejected * sum(seen.clocks.values()):
         clocks = " and ".join(_clock(c) for c, _ in Counter(odd).most_common(2))
         instants = np.concatenate(seen.instants)
-        likely = _likely_zones(instants[instants.astype("datetime64[D]") != instants])
+        likely = [] if found.resample else _likely_zones(instants[instants.astype("datetime64[D]") != instants])
         hint = f"that looks like midnight in {' or '.join(likely)}; " if likely else ""
         raise RefusedFileError(
-            f"its times are instants in UTC and no midnights there ({clocks}); {hint}--zone AREA/CITY says whose days "
-            "they are."
+            f"its times are instants in UTC and no midnights there ({clocks}); {hint}say whose days they are: "
+            f"{command(found.source.path, found.options, zone=ZONE)}."
         )
     weekdays = set(((days_in(keys) + 3) % 7).tolist())
     stamped = told.zone == "as written" and bool((clock > 0).any())
     if stamped and not found.resample and 6 in weekdays and 4 not in weekdays and len(keys) >= 10:
+        begin = _clock(int(np.bincount(clock).argmax()))
+        more = {"zone": ZONE} if seen.offsets else {"day_starts": begin}
         raise RefusedFileError(
-            "it has bars on Sundays and none on Fridays, and times that are no midnights: they may be of another zone, "
-            "a day early; --zone AREA/CITY says whose days they are."
+            f"it has bars on Sundays and none on Fridays, and times that are no midnights ({begin}): they may be a day "
+            f"early; {command(found.source.path, found.options, **more)} moves them, and --zone of a market that is "
+            "open on Sundays takes them as they are."
         )
 
 
@@ -436,9 +448,7 @@ def _refuse_longer(keys: Keys, same_day: Mask, told: Inspection) -> None:
         return
     days = int(np.median(gap[within]))
     told.timeframe = f"{days} days"
-    raise RefusedFileError(
-        f"it holds bars that are {days} days apart (weekly or monthly ones); one bar per trading day is allowed."
-    )
+    raise RefusedFileError(f"it holds bars that are {days} days apart (weekly or monthly ones); {LONGER}.")
 
 
 def _weekend(found: Survey, keys: Keys) -> list[str]:
