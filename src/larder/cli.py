@@ -276,7 +276,8 @@ def run(
     except BusyError:
         raise
     except LarderError as error:  # systemd says only that the unit failed: the journal's last line says what to type
-        raise error.followed_by("Next: sudo larder status") from error
+        error.hint = "Next: sudo larder status"
+        raise
 
 
 @main.command(epilog=EXIT_CODES)

@@ -8,13 +8,14 @@ import click
 class LarderError(click.ClickException):
     """The work failed (exit code 1): a store cannot be reached, a stage broke."""
 
-    exit_code: int = 1
+    exit_code = 1
 
-    def followed_by(self, sentence: str) -> "LarderError":
-        """The same failure, with a sentence more."""
-        told = LarderError(f"{self.message} {sentence}")
-        told.exit_code = self.exit_code
-        return told
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.hint = ""  # what to type next
+
+    def format_message(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
 
 
 class ConfigError(LarderError):

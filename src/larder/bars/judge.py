@@ -62,6 +62,8 @@ def judge(found: Survey, told: Inspection) -> Iterator[Batch]:
                 batch = Batch(GOOD.empty_table(), batch.rejected)
             _tell(told, batch)
             yield batch
+        told.left_out += broken.remarks
+        found.titles += broken.remarks
         if broken.count:
             batch = _broken(broken)
             _tell(told, batch, broken.count - batch.rejected.num_rows)
@@ -108,13 +110,12 @@ def _batch(
         if not entry.resample:
             faults.append(("the bar is not a daily one", ~daily))
     bad = np.any([mask for _, mask in faults], axis=0)
-    kept = counts(part, rows)
-    if kept is not None:
-        told.left_out += int((~kept).sum())
-        bad &= kept
-        kept = kept & ~bad
-    else:
-        kept = ~bad
+    kept = ~_remarks(found, part, rows, day, faults)
+    if (counted := counts(part, rows)) is not None:
+        kept &= counted
+    told.left_out += int((~kept).sum())
+    bad &= kept
+    kept &= ~bad
     repeats = _repeats(found, row, keys, seconds, values, kept, first_of)
     kept &= repeats == 0
     good = pa.table(
@@ -138,6 +139,28 @@ def _batch(
             [_text(rows, int(i)) for i in where],
         ),
     ), seconds[kept]
+
+
+def _remarks(found: Survey, part: Part, rows: sheets.Rows, day: Any, faults: list[tuple[str, Mask]]) -> Mask:
+    """Rows that are no bars: the header line again, and a few with no date and no price, or with a text for prices."""
+    reasons = dict(faults)
+    missing, wrong = (
+        {name: reasons[f"{name} is {what}"] for name in PRICES[:4]} for what in ("missing", "not a number")
+    )
+    priceless = np.all([missing[name] | wrong[name] for name in PRICES[:4]], axis=0)
+    dividend = wrong["open"] & missing["high"] & missing["low"] & missing["close"]  # or a split
+    others = np.flatnonzero((np.isnat(day) & priceless) | dividend)
+    again = np.zeros(rows.count, np.bool_)
+    if part.layout.header and pa.types.is_string(rows.columns["date"].type):
+        (place,) = part.layout.columns["date"]
+        same = pc.equal(pc.utf8_trim_whitespace(rows.columns["date"]), part.layout.header[place].strip())
+        again = priceless & np.asarray(pc.fill_null(same, False)).astype(np.bool_)
+    remarks = again.copy()
+    few = [i for i in others if not again[i]][: sheets.REMARKS - found.remarks]
+    remarks[few] = True
+    found.remarks += len(few)
+    found.headers += int(again.sum())
+    return remarks
 
 
 def _representable(day: np.datetime64) -> bool:
@@ -308,6 +331,11 @@ def _tell(told: Inspection, batch: Batch, more_rejected: int = 0) -> None:
 
 
 def _refuse_most(found: Survey, told: Inspection) -> None:
+    if found.headers and found.titles and not any("symbol" in part.layout.columns for part in found.parts):
+        raise RefusedFileError(
+            "its header line comes again, and lines that are no bars stand between: it seems to hold tables of several "
+            "symbols, which nothing names; split it, or give it a column for the symbol."
+        )
     judged = told.bars + told.rejected
     most = told.most_reasons()
     example = f"; the first: {told.examples[0]['bar'][:200]}" if told.examples else ""

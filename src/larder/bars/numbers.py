@@ -51,6 +51,8 @@ SURE = {
     rf"|\d{{1,3}}(?:{t}\d{{2,3}})*{t}\d{{2,3}}{t}\d{{3}})(?:[eE][+-]?\d+)?$"
     for mark, m, t in ((".", r"\.", ","), (",", ",", r"\."))
 }
+# "108'165" is a Swiss 108,165, or 108 and 16.5 thirty-seconds.
+TREASURY = r"^\d{2,3}'(?:[0-2]\d|3[01])[0257]$"
 # "1,234" and "1.234" can be read in two ways.
 OPEN = r"^[+-]?\d{1,3},\d{3}$"
 
@@ -62,6 +64,8 @@ class Marks:
     point: int = 0
     comma: int = 0
     open_comma: int = 0
+    apostrophes: int = 0
+    treasury: int = 0  # of these, how many may be thirty-seconds
     example: str = ""
 
     def note(self, column: pa.Array) -> None:
@@ -71,6 +75,8 @@ class Marks:
             if self.point < ENOUGH:
                 self.point += _count(column, SURE["."])
             return
+        self.apostrophes += _count(column, "'")
+        self.treasury += _count(pc.utf8_trim_whitespace(column), TREASURY)
         text = _bare(column)
         self.point += _count(text, SURE["."])
         self.comma += _count(text, SURE[","])
@@ -130,7 +136,7 @@ def parse(column: pa.Array, decimal: str, *, units: bool = False) -> tuple[Float
             nothing = nothing | np.isnan(values)
         return values, nothing
     text = pc.utf8_trim_whitespace(column)
-    nothing = np.asarray(pc.fill_null(pc.is_in(text, value_set=pa.array(NOTHING)), True)).astype(bool)
+    nothing = np.asarray(pc.is_in(text, value_set=pa.array([*NOTHING, None], pa.string()))).astype(bool)
     if nothing.any():
         text = pc.if_else(pa.array(nothing), None, text)
     if decimal == ".":

@@ -23,9 +23,10 @@ from larder.bars.catalogue import Catalogue, Format
 from larder.bars.model import NUMBERS, Inspection, Options
 from larder.bars.recognise import DAILY, Layout, recognise
 from larder.bars.settings import command
-from larder.bars.source import Sheet, Source, open_source, stem
+from larder.bars.source import NoTableError, Sheet, Source, open_source, stem
 from larder.errors import RefusedFileError
 
+NAME_OF_FILE = re.compile(r"[^\s\x00-\x1f\x7f]{1,64}")
 NAME = r"^[^\s[:cntrl:]]{1,64}$"
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WEEKEND = (5, 6)
@@ -48,6 +49,7 @@ UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".filepar
 LONGER_NAMES = r"(?i:weekly|monthly|w1|mn1?|[wmqy]|10080|43200|1w|1mo)|1M"
 LONGER = "one bar per trading day is allowed, and daily bars cannot be made of longer ones: export daily bars"
 ZONE = "AREA/CITY"  # for the user to fill in
+TABLES = (".csv", ".tsv", ".csv.gz", ".parquet")  # what by its name should hold one
 NO_KEY = -1
 FIRST_OF_INT32 = 1 << 31
 Keys = npt.NDArray[np.int64]
@@ -80,6 +82,10 @@ class Survey:
     symbols: dict[str, int] = field(default_factory=dict)
     repeated: Mask = field(default_factory=lambda: np.zeros(0, np.bool_))
     last_day: date = date.max
+    # So far: rows that are no bars, lines without a separator, and how often the header line came again.
+    remarks: int = 0
+    titles: int = 0
+    headers: int = 0
 
 
 @dataclass
@@ -113,8 +119,15 @@ def survey(path: Path, options: Options, told: Inspection) -> Survey:
     )
     seen = _Seen()
     for sheet in source.sheets:
-        part = _part(sheet, found)
+        try:
+            part = _part(sheet, found)
+        except NoTableError as error:
+            if len(source.sheets) == 1 or sheet.name.lower().endswith(TABLES):
+                raise
+            source.passed_over.append(error.message)
+            continue
         found.parts.append(part)
+        told.warnings += _odd_names(part)
         layout = part.layout
         told.format, told.why, told.encoding, told.delimiter = (
             layout.format.name,
@@ -123,12 +136,16 @@ def survey(path: Path, options: Options, told: Inspection) -> Survey:
             layout.delimiter,
         )
         _note(part, found, seen)
+    if not found.parts:
+        raise RefusedFileError(source.passed_over[0])
+    told.warnings += [f"passed over: {message}" for message in source.passed_over]
     if not seen.rows + seen.broken:
         raise RefusedFileError("it holds no bars: nothing follows its header line.")
     if seen.broken > max(options.max_rejected, 0.5) * (seen.rows + seen.broken):
         raise RefusedFileError(
             f"{seen.broken} of its {seen.rows + seen.broken} lines have too few or too many columns; so look decimal "
-            "commas without quotes between commas, and lines with another separator than the header's."
+            "commas without quotes between commas, lines with another separator than the header's, and a quotation "
+            "mark that nothing ends."
         )
     _settle_numbers(found, told)
     _settle_order(found, seen, told)
@@ -155,7 +172,7 @@ def _part(sheet: Sheet, found: Survey) -> Part:
     try:
         layout = recognise(sheet, header, found.catalogue, said)
     except RefusedFileError as error:
-        raise RefusedFileError(
+        raise type(error)(
             f"{sheet.member} in the archive: {error.message}" if sheet.member else error.message
         ) from None
     # What the user says goes before what the format says.
@@ -169,6 +186,13 @@ def _part(sheet: Sheet, found: Survey) -> Part:
     )
     partition = next((partitions[key] for key in ("symbol", "ticker", "instrument", "code") if key in partitions), None)
     columns = {name: places for name, places in layout.columns.items() if name != "symbol" or not said.symbol}
+    if not (
+        said.symbol or partition or layout.wide or "symbol" in columns or NAME_OF_FILE.fullmatch(layout.symbol or "A")
+    ):
+        raise RefusedFileError(
+            f"its name ({stem(sheet.name)}) is no symbol, which has 1 to 64 characters and no blanks: rename it to "
+            "SYMBOL.csv, or say --symbol NAME."
+        )
     layout = replace(layout, format=entry, columns=columns, symbol=said.symbol or partition or layout.symbol)
     if not layout.symbol and not layout.wide and "symbol" not in columns:
         raise RefusedFileError(
@@ -177,6 +201,17 @@ def _part(sheet: Sheet, found: Survey) -> Part:
         )
     found.resample = found.resample or entry.resample
     return Part(sheet, layout)
+
+
+def _odd_names(part: Part) -> list[str]:
+    """What to say of names that are taken as they are, and may mean something else."""
+    layout, odd = part.layout, []
+    if layout.symbol and re.search(r"[-_ .](?:19|20)\d\d$", layout.symbol) and "symbol" not in layout.columns:
+        odd.append(f"the symbol {layout.symbol}, which is the file's name, ends in a year: --symbol gives another one")
+    volumes = [cell for cell in layout.header if formats.plain(cell).startswith(("volume", "vol"))]
+    if volumes and "volume" not in layout.columns and not layout.wide:
+        odd.append(f"no volume is taken, since {volumes[0]} may be another unit: --columns volume=… takes it")
+    return odd
 
 
 def counts(part: Part, rows: sheets.Rows) -> Mask | None:
@@ -280,6 +315,7 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
             if differ.any():
                 seen.doubtful = str(rows.columns["date"][int(differ.argmax())].as_py())
         noted: dict[int, tuple[Keys, Keys]] = {}
+        bad: dict[str, Mask] = {}
         for order, one in stamps.items():
             if id(one) not in noted:  # the same for all orders, where the order is no matter
                 day, seconds = days_of(one, entry)
@@ -291,10 +327,13 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
             seen.keys.setdefault(order, []).append(keys)
             seen.seconds.setdefault(order, []).append(seconds)
             day_numbers = days_in(keys)
-            seen.bad[order] += int(((keys == NO_KEY) | (day_numbers < first) | (day_numbers > last)).sum())
+            bad[order] = (keys == NO_KEY) | (day_numbers < first) | (day_numbers > last)
+        # What no order reads, such as a remark below the bars, tells nothing of the order.
+        unread = np.all(list(bad.values()), axis=0)
+        seen.bad.update({order: int((mask & ~unread).sum()) for order, mask in bad.items()})
         one = next(iter(stamps.values()))
         seen.rows += rows.count
-        seen.readable += int((~np.isnat(one.local)).sum())
+        seen.readable += max(int((~np.isnat(each.local)).sum()) for each in stamps.values())
         seen.offsets = seen.offsets or bool((one.offset != dates.NAIVE).any())
         if not entry.zone:
             instants = (one.offset == 0) & ~np.isnat(one.local)
@@ -319,6 +358,11 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
 
 def _settle_numbers(found: Survey, told: Inspection) -> None:
     for part in found.parts:
+        if part.marks.treasury and part.marks.treasury == part.marks.apostrophes:
+            raise RefusedFileError(
+                "its prices (such as 108'165) can be read with an apostrophe between thousands and as thirty-seconds: "
+                "write them with a decimal point."
+            )
         mark = part.layout.format.decimal
         if not mark:
             mark, why = part.marks.decimal(found.options.max_rejected)
@@ -333,7 +377,8 @@ def _settle_order(found: Survey, seen: _Seen, told: Inspection) -> None:
     """Which of three numbers is the day."""
     if not seen.readable:
         raise RefusedFileError(
-            f"no value of its date column is a date (the first is {seen.example[:60]!r}); allowed are {dates.ALLOWED}."
+            f"no value of its date column is a date (the first is {seen.example[:60]!r}); allowed are {dates.ALLOWED}. "
+            "--columns date=… names another column."
         )
     told.dates = ", ".join(sorted(seen.met - {"three numbers"}))
     said = {part.layout.format.dates for part in found.parts} - {None}
