@@ -1,7 +1,7 @@
 """Stand in for an instance: answer everything with 200, and note each request, with its headers, in /run/impostor.
 
-Arguments: the newest TLS version to speak (TLSv1_2 or TLSv1_3), which requests to leave without an answer, as an instance
-does that dies (POST, or - for none), and the ports. The certificate and its key are in /run/impostor.pem.
+Arguments: the newest TLS version to speak (TLSv1_2 or TLSv1_3), the method of requests that get no answer, as from an
+instance that dies (POST, or - for none), and the ports. The certificate and its key are in /run/impostor.pem.
 """
 
 import http.server
