@@ -370,7 +370,7 @@ def test_the_company_beside_a_symbol_is_no_symbol(file):
         (csv() + '\n"Source: a vendor",,,,,\nGenerated 2024-10-15\n', 0),
         (csv() + "Total,,,,,55055\n", 0),
         (csv(bars=BARS[:5]) + csv(bars=BARS[5:]), 0),
-        (csv(bars=BARS[:1]) + "".join(csv(bars=[bar]) for bar in BARS[1:]), 0),
+        (csv(bars=BARS[:5]) + "".join(csv(bars=BARS[5:6]) for _ in range(20)) + csv(bars=BARS[6:]), 0),
         (csv().replace("Volume\n", "Volume\n,USD,USD,USD,USD,shares\n"), 0),
         (csv(bars=BARS[:5]) + "2024-09-27,0.25 Dividend,,,,\n" + csv(None, bars=BARS[5:]), 0),
         (csv(bars=BARS[:5]) + '"Sep 30, 2024",4:1 Stock Split\n' + csv(None, bars=BARS[5:]), 1),
@@ -440,6 +440,17 @@ def test_parquet_data_sets_in_hive_folders_of_every_type(tmp_path):
     pq.write_table(table, folder / "part-0.parquet")
     assert told(folder / "part-0.parquet").symbols == ["AAPL"]
     assert is_the_sample(stored(folder / "part-0.parquet"))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.float64(), pa.int64(), pa.null()])
+def test_parquet_without_volumes_has_none_and_without_a_price_no_bar(tmp_path, kind):
+    columns = {"date": DAYS, "open": OPEN, "high": HIGH, "low": LOW, "close": CLOSE}
+    columns |= {"volume": pa.array([None] * 10, kind)}
+    pq.write_table(pa.table(columns), tmp_path / "AAPL.parquet")
+    assert is_the_sample(stored(tmp_path / "AAPL.parquet"), [None] * 10)
+    columns["close"] = pa.array([None, *map(str, CLOSE[1:])])
+    pq.write_table(pa.table(columns), tmp_path / "AAPL.parquet")
+    assert told(tmp_path / "AAPL.parquet").reasons == {"close is missing": 1}
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
@@ -628,6 +639,9 @@ def test_a_bar_on_a_weekend_is_named(file):
         "%Y年%m月%d日",
         "%Y.%m.%d",
         "%d.%m.%Y 00:00:00.000 GMT+0200",
+        "%a %b %d %Y 00:00:00 GMT-0400 (Eastern Daylight Time)",
+        "%Y. %m. %d.",
+        "%Y년 %m월 %d일",
         "%b-%d-%Y",
         "%Y-%m-%d 16:00:00 EDT",
     ],
