@@ -254,7 +254,7 @@ def test_a_bad_member_of_an_archive_is_named(file):
         ("x.csv", "".join(f'"{line}"\n' for line in csv().splitlines()).encode(), "quoted as a whole"),
         ("x.csv", csv().replace("2024-09-25", '"2024-09-25').encode(), "a quotation mark that nothing ends"),
         ("AAPL 5 years.csv", csv().encode(), "rename it to SYMBOL.csv, or say --symbol NAME"),
-        ("x.csv", f"AAPL\n{csv(bars=BARS[:5])}\nMSFT\n{csv(bars=BARS[5:])}".encode(), "tables of several symbols"),
+        ("2.csv", f"AAPL\n{csv(bars=BARS[:5])}\nMSFT\n{csv(bars=BARS[5:])}".encode(), "tables of several symbols"),
         ("x.csv", csv(row="{d},101'165,101'200,101'000,101'085,{v}").encode(), "thirty-seconds"),
         ("x.zip", archive(**{"y.zip": archive(a="b")}), "packed twice"),
         ("x.parquet", b"PAR1 broken PAR1", "cannot be read"),
@@ -384,6 +384,12 @@ def test_lines_that_are_no_bars_are_left_out_and_bars_are_not(file, text, reject
     assert is_the_sample(stored(path))
     assert told(path).rejected == rejected
     assert rejected or told(path).left_out
+
+
+def test_tables_below_each_other_are_one_where_the_user_says_so(file):
+    path = file("2.csv", f"AAPL\n{csv(bars=BARS[:5])}\nAAPL\n{csv(bars=BARS[5:])}")
+    assert "tables of several symbols" in told(path).refusal
+    assert is_the_sample(stored(path, symbol="AAPL"))
 
 
 def test_many_lines_that_are_no_bars_are_rejected_ones(file):
@@ -577,11 +583,17 @@ def test_the_refusal_of_an_hourly_file_has_the_whole_command_to_type_next(file, 
     assert told(path, **given).refusal.endswith(f"larder load {command} {shlex.quote(str(path))}.")
 
 
-@pytest.mark.parametrize("name", ["A_weekly.csv", "EURUSD_MN1.csv"])
+@pytest.mark.parametrize("name", ["EURUSD_Weekly_202409230000_202410040000.csv", "EURUSD_MN1.csv"])
 def test_nobody_is_told_to_make_daily_bars_of_longer_ones(file, name):
-    refusal = told(file(name, csv())).refusal
+    head = "<DATE>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>"
+    refusal = told(file(name, csv(head, "{d}\t{o}\t{h}\t{l}\t{c}\t{v}\t0\t1"))).refusal
     assert "export daily bars" in refusal
     assert "--resample" not in refusal
+
+
+def test_what_a_file_is_called_is_no_reason_to_refuse_daily_bars(file):
+    path = file("prices_weekly.csv", csv("Symbol,Date,Open,High,Low,Close,Volume", "AAPL,{d},{o},{h},{l},{c},{v}"))
+    assert is_the_sample(stored(path))
 
 
 def test_times_of_the_evening_before_are_refused_with_the_option_that_moves_them(file):

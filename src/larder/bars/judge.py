@@ -151,6 +151,8 @@ def _remarks(found: Survey, part: Part, rows: sheets.Rows, day: Any, faults: lis
     dividend = wrong["open"] & missing["high"] & missing["low"] & missing["close"]  # or a split
     others = np.flatnonzero((np.isnat(day) & priceless) | dividend)
     again = np.zeros(rows.count, np.bool_)
+    if not len(others):
+        return again
     if part.layout.header and pa.types.is_string(rows.columns["date"].type):
         (place,) = part.layout.columns["date"]
         same = pc.equal(pc.utf8_trim_whitespace(rows.columns["date"]), part.layout.header[place].strip())
@@ -331,10 +333,11 @@ def _tell(told: Inspection, batch: Batch, more_rejected: int = 0) -> None:
 
 
 def _refuse_most(found: Survey, told: Inspection) -> None:
-    if found.headers and found.titles and not any("symbol" in part.layout.columns for part in found.parts):
+    named = found.options.symbol or any("symbol" in part.layout.columns for part in found.parts)
+    if found.headers and found.titles and not named:
         raise RefusedFileError(
             "its header line comes again, and lines that are no bars stand between: it seems to hold tables of several "
-            "symbols, which nothing names; split it, or give it a column for the symbol."
+            "symbols; split it, or say --symbol NAME if all of it is one."
         )
     judged = told.bars + told.rejected
     most = told.most_reasons()
@@ -342,7 +345,7 @@ def _refuse_most(found: Survey, told: Inspection) -> None:
     if not told.bars:
         if not told.rejected:
             raise RefusedFileError(
-                f"none of its {told.left_out} rows counts: the format {told.format} leaves them all out."
+                f"none of its {told.left_out} rows counts: they are no bars, or {told.format} leaves them out."
             )
         raise RefusedFileError(f"none of its {judged} bars can be taken: {most}{example}.")
     # One bad bar alone is never more than a few, however short the file is.

@@ -54,11 +54,11 @@ NO_SYMBOLS = frozenset(
         *("unnamed", "new", "test", "output", "file", "csv", "stocks", "stockdata", "stock", "daily", "chart", "part0"),
     }
 )
-# What programs and people add to a symbol: the timeframe, and the first and last day.
+# What programs and people add to a symbol: a timeframe, of which the bars themselves say more, and first and last day.
 _DAY = r"(?:19|20)\d\d[-.]?[01]\d[-.]?[0-3]\d"
 NAMED = (
     r"(?P<symbol>.+?)"
-    r"(?:[-_ ](?P<timeframe>(?i:daily|eod|1d|d1|1day|hourly|intraday|weekly|monthly|1w|w1|mn1|h[14]|m1|m5|m15|m30)"
+    r"(?:[-_ ](?:(?i:daily|eod|1d|d1|1day|hourly|intraday|weekly|monthly|1w|w1|mn1|h[14]|m1|m5|m15|m30)"
     r"|[1-4][hH]|(?:1|5|15|30|60)(?:m|min)))?"
     rf"(?:[-_ ]{_DAY}(?:[-_ ]+(?:to[-_ ]+)?{_DAY})?)?"
 )

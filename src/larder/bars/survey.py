@@ -127,7 +127,7 @@ def survey(path: Path, options: Options, told: Inspection) -> Survey:
             source.passed_over.append(error.message)
             continue
         found.parts.append(part)
-        told.warnings += _odd_names(part)
+        told.warnings += _odd_names(part, options)
         layout = part.layout
         told.format, told.why, told.encoding, told.delimiter = (
             layout.format.name,
@@ -203,12 +203,13 @@ def _part(sheet: Sheet, found: Survey) -> Part:
     return Part(sheet, layout)
 
 
-def _odd_names(part: Part) -> list[str]:
+def _odd_names(part: Part, said: Options) -> list[str]:
     """What to say of names that are taken as they are, and may mean something else."""
     layout, odd = part.layout, []
-    if layout.symbol and re.search(r"[-_ .](?:19|20)\d\d$", layout.symbol) and "symbol" not in layout.columns:
+    by_name = not said.symbol and "symbol" not in layout.columns and stem(part.sheet.name) == layout.symbol
+    if by_name and re.search(r"[-_ .](?:19|20)\d\d$", layout.symbol or ""):
         odd.append(f"the symbol {layout.symbol}, which is the file's name, ends in a year: --symbol gives another one")
-    volumes = [cell for cell in layout.header if formats.plain(cell).startswith(("volume", "vol"))]
+    volumes = [cell for cell in layout.header if formats.plain(cell).startswith("volume")]
     if volumes and "volume" not in layout.columns and not layout.wide:
         odd.append(f"no volume is taken, since {volumes[0]} may be another unit: --columns volume=… takes it")
     return odd
