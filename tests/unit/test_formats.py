@@ -370,7 +370,7 @@ def test_the_company_beside_a_symbol_is_no_symbol(file):
         (csv() + '\n"Source: a vendor",,,,,\nGenerated 2024-10-15\n', 0),
         (csv() + "Total,,,,,55055\n", 0),
         (csv(bars=BARS[:5]) + csv(bars=BARS[5:]), 0),
-        (csv(bars=BARS[:5]) + "".join(csv(bars=BARS[5:6]) for _ in range(20)) + csv(bars=BARS[6:]), 0),
+        (csv(bars=BARS[:5]) + "".join(csv(bars=BARS[5:6]) for _ in range(20)) + csv(bars=BARS[6:]) + "Total,,,,,\n", 0),
         (csv().replace("Volume\n", "Volume\n,USD,USD,USD,USD,shares\n"), 0),
         (csv(bars=BARS[:5]) + "2024-09-27,0.25 Dividend,,,,\n" + csv(None, bars=BARS[5:]), 0),
         (csv(bars=BARS[:5]) + '"Sep 30, 2024",4:1 Stock Split\n' + csv(None, bars=BARS[5:]), 1),
