@@ -150,6 +150,7 @@ def test_the_docs_table_is_the_catalogues():
         (csv("Data;Otwarcie;Najwyższy;Najniższy;Zamknięcie;Wolumen", "{d};{o};{h};{l};{c};{v}"), "cp1250"),
         (csv("Fecha,Último,Apertura,Máximo,Mínimo,Vol.", "{d},{c},{o},{h},{l},{v}"), "utf-8"),
         (csv("日期,开盘,最高,最低,收盘,成交量"), "utf-8"),
+        (csv("t,o,h,l,c,v"), "utf-8"),
         (csv("Datetime,open_price,high_price,low_price,close_price,Total Volume"), "utf-8"),
         (csv("日期,开盘价,最高价,最低价,收盘价,成交量"), "gb18030"),
         (csv("날짜,시가,고가,저가,종가,거래량"), "cp949"),
@@ -428,6 +429,11 @@ def test_yfinance_of_several_symbols_by_either_level(tmp_path, order):
         assert is_the_sample([bar for bar in stored(path) if bar["symbol"] == "A"])
 
 
+def test_prices_that_are_all_the_same_in_the_first_bar_are_no_symbol(file):
+    path = file("EURUSD.csv", "Date,Open,High,Low,Close\n2024-09-23,1.1,1.1,1.1,1.1\n2024-09-24,1.1,1.2,1.1,1.2\n")
+    assert (told(path).symbols, told(path).bars) == (["EURUSD"], 2)
+
+
 def test_parquet_data_sets_in_hive_folders_of_every_type(tmp_path):
     from decimal import Decimal
 
@@ -704,6 +710,8 @@ def test_dates_of_two_readings_are_refused_and_read_where_the_order_is_said(file
         ("${:,.2f}", "{}"),
         ("{:,.2f} €", "{:,}"),
         ("₹{:.2f}", "{}"),
+        ("{:,.2f} USD", "{:,}"),
+        ("Rs {:.2f}", "{}"),
         ("{:.4f}", "{}.0"),
         ("{:e}", "{:e}"),
         ("{:.2f}", "{:.3f}K"),
@@ -744,6 +752,18 @@ def test_numbers_of_two_readings_are_refused_and_read_where_the_mark_is_said(fil
     assert "--decimal" in told(path).refusal
     assert stored(path, decimal=",")[0]["close"] == 1.2
     assert stored(path, decimal=".")[0]["close"] == 1200
+
+
+def test_a_point_before_three_digits_between_semicolons_is_refused_unless_another_number_shows_the_mark(file):
+    head, row = "Datum;Open;High;Low;Close", "{d};18.{v:.3};18.{v:.3};18.{v:.3};18.{v:.3}"
+    bars = [(day, 0, 0, 0, 0, str(volume)) for day, *_, volume in BARS]
+    path = file("DAX.csv", csv(head, row, bars))
+    assert "18.100 can be read with a decimal point and with a point between thousands" in told(path).refusal
+    assert [bar["close"] for bar in stored(path, decimal=",")][:2] == [18100, 18200]
+    assert [bar["close"] for bar in stored(path, decimal=".")][:2] == [18.1, 18.2]
+    other = file("DAX2.csv", csv(head, row, bars) + "2024-11-04;18.5;18.5;18.5;18.5\n")
+    assert stored(other)[0]["close"] == 18.1
+    assert stored(file("USDJPY.csv", csv(head, row, bars).replace(";", ",")))[0]["close"] == 18.1
 
 
 @pytest.mark.parametrize("nothing", ["", "-", "--", "N/A", "null", "NaN", "None"])

@@ -12,14 +12,12 @@ from zoneinfo import ZoneInfo
 
 import yaml
 
-from larder.bars.model import FIELDS
+from larder.bars.model import CURRENCIES, FIELDS
 from larder.errors import ConfigError
 
 SYMBOL = "{symbol}"
 # Behind a column's name. Other words there, such as (adj) and (000s), make another column of it.
-UNIT = re.compile(
-    r"\s*[(\[](?:shares|USDT?|EUR|GBP|GBX|JPY|CHF|CAD|AUD|NZD|CNY|HKD|SGD|INR|KRW|BRL|ZAR|SEK|NOK|PLN|BTC|ETH|[$€£¥₹元円])[)\]]$"
-)
+UNIT = re.compile(rf"\s*[(\[](?:shares|{CURRENCIES}|[$€£¥₹元円])[)\]]$")
 ORDERS = ("D/M/Y", "M/D/Y", "Y/M/D")
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 PRICES = ("open", "high", "low", "close", "adjusted_close")
 NUMBERS = (*PRICES, "volume")
+# What stands beside a number, or a column's name, and changes neither.
+CURRENCIES = "USDT?|EUR|GBP|JPY|CHF|CAD|AUD|NZD|CNY|HKD|SGD|INR|KRW|BRL|ZAR|SEK|NOK|PLN|BTC|ETH"
 FIELDS = ("date", "time", *NUMBERS, "symbol")
 
 

@@ -371,7 +371,8 @@ def _wide(rows: Sequence[tuple[int, str]], formats: Sequence[Format]) -> Layout 
     for (_, first), (second_number, second) in pairwise(rows[:4]):
         delimiter = _likely(first)
         top, below = _split(first, delimiter), _split(second, delimiter)
-        if len(top) != len(below) or len(top) < 5:
+        # A line that begins with a date is a bar, whose prices are all the same.
+        if len(top) != len(below) or len(top) < 5 or below[0].strip()[:1].isdigit():
             continue
         for names, symbols in _levels(top, below):
             wide = _symbols(names[1:], symbols[1:])

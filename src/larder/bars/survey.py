@@ -209,7 +209,7 @@ def _odd_names(part: Part, said: Options) -> list[str]:
     by_name = not said.symbol and "symbol" not in layout.columns and stem(part.sheet.name) == layout.symbol
     if by_name and re.search(r"[-_ .](?:19|20)\d\d$", layout.symbol or ""):
         odd.append(f"the symbol {layout.symbol}, which is the file's name, ends in a year: --symbol gives another one")
-    volumes = [cell for cell in layout.header if formats.plain(cell).startswith("volume")]
+    volumes = [cell for cell in layout.header if re.match(r"\s*vol(?:ume|(?![a-z]))", cell, re.IGNORECASE)]
     if volumes and "volume" not in layout.columns and not layout.wide:
         odd.append(f"no volume is taken, since {volumes[0]} may be another unit: --columns volume=… takes it")
     return odd
@@ -366,7 +366,9 @@ def _settle_numbers(found: Survey, told: Inspection) -> None:
             )
         mark = part.layout.format.decimal
         if not mark:
-            mark, why = part.marks.decimal(found.options.max_rejected)
+            # Semicolons separate columns where a comma is the decimal mark.
+            points = part.layout.delimiter == ";"
+            mark, why = part.marks.decimal(found.options.max_rejected, points=points)
             if not mark:
                 where = f"{part.sheet.member} in the archive: " if part.sheet.member else ""
                 raise RefusedFileError(f"{where}{why}; --decimal . or --decimal , says which it is.")
