@@ -76,7 +76,8 @@ Try next, after `. .venv/bin/activate && export ANSIBLE_VAULT_PASSWORD_FILE={inv
 
   ansible-playbook -i {inventory} site.yml                           changes nothing
   ansible -i {inventory} pipeline -b -a "larder status"              views, rows, ages, latency
-  ansible-vault view {inventory}/group_vars/all/vault.yml            the tokens, for requests of your own""")
+  ansible-playbook -i {inventory} ansible/client_token.yml -e token_path=~/reader.header
+                                                               a token, and how to use it for requests of your own""")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import click
 
 from larder import log
 from larder.bars import settings
-from larder.errors import ConfigError, LarderError, RefusedFileError, UnhealthyError
+from larder.errors import BusyError, ConfigError, LarderError, RefusedFileError, UnhealthyError
 from larder.operations.credentials import Credentials
 from larder.operations.pipeline import STAGES
 
@@ -159,31 +159,32 @@ def load(credentials: Credentials, /, paths: tuple[Path, ...], config: Path | No
 @click.argument("paths", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @file_options
 @click.option("--json", "as_json", is_flag=True, help="As a JSON list with an object for each file.")
-def inspect(paths: tuple[Path, ...], config: Path | None, *, as_json: bool, **options: Any) -> None:
+@pass_credentials
+def inspect(
+    credentials: Credentials, /, paths: tuple[Path, ...], config: Path | None, *, as_json: bool, **options: Any
+) -> None:
     """Say what a load of files would do, and change nothing.
 
-    Needs neither credentials nor a database. Of a directory, it inspects each file. Ends with 3 if a file would be
-    refused, and says of each why.
+    Where there are credentials, it also says which bars are stored already with other values, so that a load would
+    replace them; it needs neither them nor a database. Of a directory, it inspects each file. Ends with 3 if a file
+    would be refused, and says of each why.
     """
     given = _given(options)
     _present(paths)
     chosen = settings.read(config).options(given)
     from larder.bars import candidates
-    from larder.bars.reader import Reader
+    from larder.bars.load import inspect as inspect_files
     from larder.bars.report import as_text
 
     refused = 0
     found: list[dict[str, Any]] = []
-    with Reader() as reader:
-        for path in (
-            p for given_path in paths for p in (candidates(given_path) if given_path.is_dir() else [given_path])
-        ):
-            inspection = reader.inspect(path, chosen)
-            refused += inspection.refusal is not None
-            if as_json:
-                found.append(inspection.as_dict())
-            else:
-                click.echo(as_text(inspection) + "\n")
+    files = (p for given_path in paths for p in (candidates(given_path) if given_path.is_dir() else [given_path]))
+    for inspection in inspect_files(files, chosen, credentials.load_url if credentials.given else None):
+        refused += inspection.refusal is not None
+        if as_json:
+            found.append(inspection.as_dict())
+        else:
+            click.echo(as_text(inspection) + "\n")
     if as_json:
         click.echo(json.dumps(found, indent=2, default=str))
     if refused:
@@ -299,7 +300,13 @@ def run(
     """Run the pipeline: load, compute, materialize. Only one runs at a time, on whichever host."""
     from larder.operations.pipeline import run as run_stages
 
-    run_stages(credentials, stages, incoming, repo, days=days, metrics_dir=metrics_dir, files=settings.read(config))
+    try:
+        run_stages(credentials, stages, incoming, repo, days=days, metrics_dir=metrics_dir, files=settings.read(config))
+    except BusyError:
+        raise
+    except LarderError as error:  # systemd says only that the unit failed: the journal's last line says what to type
+        error.hint = "Next: sudo larder status"
+        raise
 
 
 @main.command(epilog=EXIT_CODES)
@@ -347,4 +354,4 @@ def status(credentials: Credentials, max_age: float, *, as_json: bool) -> None:
     result = get_status(credentials, max_age_hours=max_age)
     click.echo(json.dumps(result.as_dict(), indent=2, default=str) if as_json else as_text(result))
     if not result.healthy:
-        raise UnhealthyError(" ".join(result.problems))
+        raise UnhealthyError("Not healthy, for the reasons above.")

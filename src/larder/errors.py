@@ -10,6 +10,13 @@ class LarderError(click.ClickException):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.hint = ""  # what to type next
+
+    def format_message(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
 
 class ConfigError(LarderError):
     """A credential, option or setting is missing or wrong (exit code 2)."""

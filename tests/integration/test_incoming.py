@@ -7,15 +7,19 @@ import signal
 import socket
 import threading
 import time
+from datetime import date
 
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from fuzz import file_of
 from test_bars_to_features import ADMIN, REPO, VIEWS, ask, compute, lines, write
 
-from larder.bars.load import load
+from larder.bars import Options, Stored
+from larder.bars.load import inspect, load
+from larder.cli import main
 from larder.errors import LarderError, RefusedFileError, SymbolsError
 from larder.operations import metrics, pipeline, runs
 from larder.operations import status as reporting
@@ -66,7 +70,7 @@ def test_what_is_no_file_of_bars_is_refused_by_its_name(url, incoming):
     assert loaded.refused == len(reasons) == 8
     assert "a link to a folder" in reasons.pop("folder")
     says = {"photo.png": "a picture", "empty.csv": "is empty", "gone.csv": "leads nowhere", "pipe.csv": "a named pipe"}
-    says |= {"socket.csv": "a socket", "caf\\udce9.csv": "not UTF-8", "new\\nline.csv": "the symbol is not a name"}
+    says |= {"socket.csv": "a socket", "caf\\udce9.csv": "not UTF-8", "new\\nline.csv": "is no symbol"}
     assert {name: says[name] in reason for name, reason in reasons.items()} == dict.fromkeys(says, True)
     assert all(str(incoming) in reason for reason in reasons.values())
 
@@ -212,12 +216,64 @@ def test_a_symbol_that_cannot_be_computed_keeps_no_other_out(url, tmp_path, cred
     assert "1 of the symbols could not be computed: B" in problems(url, credentials)[0]
 
 
-def problems(url, credentials):
+def status_of(url, credentials):
+    """What status finds without Feast's registry."""
     result = reporting.Status("test")
     with psycopg.connect(url, autocommit=True, options="-c timezone=UTC") as connection:
         reporting._bars(connection, result)
         reporting._last_run(connection, credentials, result)
-    return result.problems
+    return result
+
+
+def problems(url, credentials):
+    return status_of(url, credentials).problems
+
+
+def test_stored_bars_of_another_file_are_named_before_and_when_they_are_replaced(url, incoming, caplog, credentials):
+    first = write(incoming / "A.csv", lines(30))
+    rows = lines(32)
+    days = [row.split(",")[0] for row in rows]
+    for n in (3, 7):
+        rows[n] = f"{days[n]},1,3,1,2,9"
+    other = write(incoming.parent / "A.csv", rows)
+    assert [told.stored for told in inspect([first], Options(), url)] == [Stored(30, 0, 0, None, None, [])]
+    with caplog.at_level("INFO", "larder"):
+        load(url, [incoming])
+        assert "replaced" not in caplog.text
+        expected = Stored(2, 28, 2, date.fromisoformat(days[3]), date.fromisoformat(days[7]), ["A"])
+        assert [told.stored for told in inspect([other], Options(), url)] == [expected]
+        assert ask(url, "SELECT count(*) FROM market_data.ohlcv_daily") == [(30,)]
+        load(url, [other])
+    (record,) = [record for record in caplog.records if record.message.startswith("replaced")]
+    assert record.levelname == "WARNING"
+    assert record.message == f"replaced file=A.csv bars=2 first={days[3]} last={days[7]} symbols=A"
+    assert [told.stored for told in inspect([other], Options(), url)] == [Stored(0, 32, 0, None, None, [])]
+    shown = CliRunner().invoke(main, ["--credentials", str(credentials.directory), "inspect", str(first)])
+    assert f"2 stored with other values, which would be replaced: {days[3]} to {days[7]} of A" in shown.output
+
+
+def test_a_file_that_comes_again_corrects_its_own_bars_without_a_warning(url, incoming, caplog):
+    load(url, [write(incoming / "A.csv", lines(30))])
+    write(incoming / "A.csv", ["2024-01-01,1,3,1,2,9", *lines(30)[1:]])
+    with caplog.at_level("INFO", "larder"):
+        load(url, [incoming])
+    (record,) = [record for record in caplog.records if record.message.startswith("replaced")]
+    assert record.levelname == "INFO"
+
+
+def test_inspect_does_without_a_database_that_is_not_there(incoming, caplog):
+    file = write(incoming / "A.csv", lines(30))
+    for url in (None, "postgresql://127.0.0.1:1/nowhere"):
+        (told,) = inspect([file], Options(), url)
+        assert (told.refusal, told.bars, told.stored) == (None, 30, None)
+    assert "PostgreSQL cannot be reached for inspect" in caplog.text
+
+
+def test_rejected_bars_are_told_with_their_reasons(url, incoming, caplog):
+    write(incoming / "A.csv", [*lines(100), "2026-01-06,1,1,3,2,9", "2026-01-07,1,1,3,2,9", "2026-01-08,-1,3,1,2,9"])
+    with caplog.at_level("WARNING", "larder"):
+        load(url, [incoming])
+    assert 'bars=3 reasons="high is below low (2), open is not positive' in caplog.text
 
 
 def test_status_says_which_files_are_refused_and_why(url, incoming, credentials):
@@ -228,9 +284,15 @@ def test_status_says_which_files_are_refused_and_why(url, incoming, credentials)
     assert caught.value.exit_code == 3
     assert ask(url, "SELECT DISTINCT symbol FROM features.price_action") == [("A",)]
     assert problems(url, credentials) == [f"A file is refused: {refused(url)['B.csv']}"]
+    shown = reporting.as_text(status_of(url, credentials)).splitlines()
+    assert shown[:2] == ["not healthy:", f"- A file is refused: {refused(url)['B.csv']}"]
+    assert [line.split(", ")[1] for line in shown if line.startswith("last run")] == ["left out refused files"]
     (incoming / "B.csv").unlink()
     pipeline.run(credentials, ["load", "compute"], [incoming], REPO)
     assert problems(url, credentials) == []
+    shown = reporting.as_text(status_of(url, credentials)).splitlines()
+    assert shown[0] == "healthy"
+    assert [line.split(", ")[1] for line in shown if line.startswith("last run")] == ["succeeded"]
 
 
 def test_status_says_that_symbols_wait_to_be_computed(url, incoming, credentials):
@@ -257,6 +319,7 @@ def test_status_knows_a_run_that_was_killed_from_one_that_is_under_way(url, cred
         other.execute("SELECT pg_advisory_lock(hashtextextended('larder run', 0))")
         runs.begin(credentials)
         assert problems(url, credentials) == []
+        other.execute("SELECT pg_advisory_unlock_all()")  # a session that is closed keeps its locks for a moment
     assert "never ended: it was killed" in problems(url, credentials)[0]
 
 

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import shlex
 import zipfile
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -55,6 +56,7 @@ SYMBOLS = {
     "tradingview": "AAPL",
     "eodhd": "MCD.US",
     "kaggle-stooq": "kag.us",
+    "coinmarketcap": "Litecoin",
 }
 
 
@@ -148,7 +150,16 @@ def test_the_docs_table_is_the_catalogues():
         (csv("Data;Otwarcie;Najwyższy;Najniższy;Zamknięcie;Wolumen", "{d};{o};{h};{l};{c};{v}"), "cp1250"),
         (csv("Fecha,Último,Apertura,Máximo,Mínimo,Vol.", "{d},{c},{o},{h},{l},{v}"), "utf-8"),
         (csv("日期,开盘,最高,最低,收盘,成交量"), "utf-8"),
+        (csv("t,o,h,l,c,v"), "utf-8"),
         (csv("Datetime,open_price,high_price,low_price,close_price,Total Volume"), "utf-8"),
+        (csv("日期,开盘价,最高价,最低价,收盘价,成交量"), "gb18030"),
+        (csv("날짜,시가,고가,저가,종가,거래량"), "cp949"),
+        (csv("Дата,Открытие,Максимум,Минимум,Закрытие,Объём"), "cp1251"),
+        (csv("Tarih,Açılış,Yüksek,Düşük,Şimdi,Hac."), "utf-8"),  # noqa: RUF001
+        (csv("Date,Open (USD),High (USD),Low (USD),Close (USD),Volume (shares)"), "utf-8"),
+        (csv("Dates,PX_OPEN,PX_HIGH,PX_LOW,PX_LAST,PX_VOLUME"), "utf-8"),
+        (csv("Exchange Date,Open,High,Low,Close,Volume"), "utf-8"),
+        (csv("Date\tOpen\tHigh\tLow\tClose Close price adjusted for splits.\tVolume").replace(",", "\t"), "utf-8"),
         (csv("unnamed: 0,Date,Open,High,Low,Close,Volume", "0,{d},{o},{h},{l},{c},{v}"), "utf-8"),
     ],
 )
@@ -193,6 +204,24 @@ def test_every_member_of_an_archive_is_a_symbol(file):
     assert len(stored(path)) == 20
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("DAT_ASCII_X.txt", "Gap of 120s found between 20240101170000 and 20240101170200.\n"),  # HistData's report
+        ("data/empty.us.txt", ""),
+        ("EMPTY.csv", ""),
+        ("licence.pdf", b"%PDF-1.7"),
+        ("source.html", "<!doctype html><html>"),
+    ],
+)
+def test_what_is_no_table_beside_tables_of_an_archive_is_passed_over_with_a_word(file, name, content):
+    path = file("all.zip", archive(**{name: content, "folder/": "", "folder/AAPL.csv": csv()}))
+    assert is_the_sample(stored(path))
+    assert [warning.split(" in the archive")[0] for warning in told(path).warnings] == [f"passed over: {name}"]
+    alone = told(file("alone.zip", archive(**{name: content}))).refusal
+    assert alone.startswith(f"{path.with_name('alone.zip')}: {name} in the archive")
+
+
 def test_a_bad_member_of_an_archive_is_named(file):
     path = file("all.zip", archive(**{"AAPL.csv": csv(), "MSFT.csv": "nothing,that\nis,known\n"}))
     assert "MSFT.csv in the archive" in told(path).refusal
@@ -211,7 +240,23 @@ def test_a_bad_member_of_an_archive_is_named(file):
         ("x.csv", b'[{"date": "2024-09-23"}]', "JSON"),
         ("x.csv", bytes(range(256)) * 4, "no text"),
         ("x.csv", b"PK\x03\x04 broken", "cannot be read"),
-        ("x.csv.gz", gzip.compress(csv().encode())[:-30], "cannot be read"),
+        ("x.csv.gz", gzip.compress(csv().encode())[:-30], "damaged or cut off: fetch it again"),
+        ("x.csv.gz", gzip.compress(b""), "is empty"),
+        ("x.zip", archive(**{"AAPL.csv": csv()})[:-40], "damaged or cut off: fetch it again"),
+        ("x.zip", archive(**{"AAPL.csv": csv()}).replace(b"101.75", b"901.75", 1), "damaged or cut off"),
+        ("x.csv", csv().encode() + b"\0" * 100, "no text"),
+        (
+            "x.csv",
+            csv("Symbol,Date,Open,High,Low,Close,Volume", "MUV,{d},{o},{h},{l},{c},{v}", BARS * 900).encode()
+            + b"M\xdcV,2024-10-07,1,2,1,1,5\n",
+            "--encoding",
+        ),
+        ("x.txt", csv().replace(",", "  ").encode(), "blanks alone"),
+        ("x.csv", "".join(f'"{line}"\n' for line in csv().splitlines()).encode(), "quoted as a whole"),
+        ("x.csv", csv().replace("2024-09-25", '"2024-09-25').encode(), "a quotation mark that nothing ends"),
+        ("AAPL 5 years.csv", csv().encode(), "rename it to SYMBOL.csv, or say --symbol NAME"),
+        ("2.csv", f"AAPL\n{csv(bars=BARS[:5])}\nMSFT\n{csv(bars=BARS[5:])}".encode(), "tables of several symbols"),
+        ("x.csv", csv(row="{d},101'165,101'200,101'000,101'085,{v}").encode(), "thirty-seconds"),
         ("x.zip", archive(**{"y.zip": archive(a="b")}), "packed twice"),
         ("x.parquet", b"PAR1 broken PAR1", "cannot be read"),
         ("x.csv.crdownload", csv().encode(), "not whole yet"),
@@ -263,6 +308,13 @@ def stored_nothing(path, **options):
         ("0700.HK.csv", "0700.HK"),
         ("US30.csv", "US30"),
         ("symbol=GC%3DF/part-0.csv", "GC=F"),
+        ("AAPL_daily.csv", "AAPL"),
+        ("AAPL-1d.csv", "AAPL"),
+        ("AAPL_2024-01-01_2024-12-31.csv", "AAPL"),
+        ("AAPL_D1_20240101-20241231.csv.gz", "AAPL"),
+        ("BRK-B 2024-01-01 to 2024-12-31.csv", "BRK-B"),
+        ("BTC-USD.csv", "BTC-USD"),
+        ("EURIBOR_3M.csv", "EURIBOR_3M"),
     ],
 )
 def test_the_symbol_is_the_files_name_without_what_browsers_add(file, name, symbol):
@@ -295,6 +347,62 @@ def test_a_name_of_another_timeframe_is_refused(file, name):
     assert "not daily" in told(file(name, text)).refusal
 
 
+def test_a_name_that_ends_in_a_year_is_the_symbol_and_is_named(file):
+    found = told(file("TLT_2024.csv", csv()))
+    assert (found.symbols, len(found.warnings)) == (["TLT_2024"], 1)
+    assert "--symbol" in found.warnings[0]
+
+
+def test_a_volume_of_a_unit_that_is_not_known_is_not_taken_and_named(file):
+    path = file("AAPL.csv", csv("Date,Open,High,Low,Close,Volume (000s)"))
+    assert is_the_sample(stored(path), [None] * 10)
+    assert "--columns volume=" in told(path).warnings[0]
+    assert is_the_sample(stored(path, columns={"volume": "Volume (000s)"}))
+
+
+def test_the_company_beside_a_symbol_is_no_symbol(file):
+    path = file("x.csv", csv("Symbol,date,open,high,low,close,volume,Name", "AAPL,{d},{o},{h},{l},{c},{v},Apple"))
+    assert told(path).symbols == ["AAPL"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rejected"),
+    [
+        (csv() + '\n"Source: a vendor",,,,,\nGenerated 2024-10-15\n', 0),
+        (csv() + "Total,,,,,55055\n", 0),
+        (csv(bars=BARS[:5]) + csv(bars=BARS[5:]), 0),
+        (csv(bars=BARS[:5]) + "".join(csv(bars=BARS[5:6]) for _ in range(20)) + csv(bars=BARS[6:]) + "Total,,,,,\n", 0),
+        (csv().replace("Volume\n", "Volume\n,USD,USD,USD,USD,shares\n"), 0),
+        (csv(bars=BARS[:5]) + "2024-09-27,0.25 Dividend,,,,\n" + csv(None, bars=BARS[5:]), 0),
+        (csv(bars=BARS[:5]) + '"Sep 30, 2024",4:1 Stock Split\n' + csv(None, bars=BARS[5:]), 1),
+        ("# a vendor\n" + csv(bars=BARS[:5]) + "# page 2\n" + csv(None, bars=BARS[5:]), 0),
+        (csv(row="{d},{o},{h},{l},{c},{v},") + ",,,,,,\n", 0),
+        (csv() + "2024-10-0", 1),
+    ],
+)
+def test_lines_that_are_no_bars_are_left_out_and_bars_are_not(file, text, rejected):
+    path = file("AAPL.csv", text)
+    assert is_the_sample(stored(path))
+    assert told(path).rejected == rejected
+    assert rejected or told(path).left_out
+
+
+def test_tables_below_each_other_are_one_where_the_user_says_so(file):
+    path = file("2.csv", f"AAPL\n{csv(bars=BARS[:5])}\nAAPL\n{csv(bars=BARS[5:])}")
+    assert "tables of several symbols" in told(path).refusal
+    assert is_the_sample(stored(path, symbol="AAPL"))
+
+
+def test_many_lines_that_are_no_bars_are_rejected_ones(file):
+    assert "30 of its 40 bars cannot be taken" in told(file("AAPL.csv", csv() + "x,,,,,\n" * 40)).refusal
+
+
+def test_a_remark_does_not_make_two_readings_of_dates_that_have_one(file):
+    bars = [(d.strftime("%m/%d/%Y"), *rest) for d, *rest in BARS[:3]]
+    found = told(file("AAPL.csv", csv(bars=bars) + '"Source: a vendor",,,,,\n'))
+    assert (found.refusal, found.bars, found.dates) == (None, 3, "M/D/Y")
+
+
 def test_ticks_are_the_volume_where_no_volume_was_traded_and_not_where_some_was(file):
     head = "<DATE>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>"
     none = file("A.csv", csv(head, "{d}\t{o}\t{h}\t{l}\t{c}\t{v}\t0\t1"))
@@ -321,6 +429,11 @@ def test_yfinance_of_several_symbols_by_either_level(tmp_path, order):
         assert is_the_sample([bar for bar in stored(path) if bar["symbol"] == "A"])
 
 
+def test_prices_that_are_all_the_same_in_the_first_bar_are_no_symbol(file):
+    path = file("EURUSD.csv", "Date,Open,High,Low,Close\n2024-09-23,1.1,1.1,1.1,1.1\n2024-09-24,1.1,1.2,1.1,1.2\n")
+    assert (told(path).symbols, told(path).bars) == (["EURUSD"], 2)
+
+
 def test_parquet_data_sets_in_hive_folders_of_every_type(tmp_path):
     from decimal import Decimal
 
@@ -339,6 +452,17 @@ def test_parquet_data_sets_in_hive_folders_of_every_type(tmp_path):
     pq.write_table(table, folder / "part-0.parquet")
     assert told(folder / "part-0.parquet").symbols == ["AAPL"]
     assert is_the_sample(stored(folder / "part-0.parquet"))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.float64(), pa.int64(), pa.null()])
+def test_parquet_without_volumes_has_none_and_without_a_price_no_bar(tmp_path, kind):
+    columns = {"date": DAYS, "open": OPEN, "high": HIGH, "low": LOW, "close": CLOSE}
+    columns |= {"volume": pa.array([None] * 10, kind)}
+    pq.write_table(pa.table(columns), tmp_path / "AAPL.parquet")
+    assert is_the_sample(stored(tmp_path / "AAPL.parquet"), [None] * 10)
+    columns["close"] = pa.array([None, *map(str, CLOSE[1:])])
+    pq.write_table(pa.table(columns), tmp_path / "AAPL.parquet")
+    assert told(tmp_path / "AAPL.parquet").reasons == {"close is missing": 1}
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
@@ -422,6 +546,69 @@ def test_intraday_instants_are_made_days_of_the_markets_zone(file):
     assert is_the_sample(stored(file("AAPL.csv", csv(bars=rows)), resample=True, zone="Asia/Tokyo"))
 
 
+AFTERNOON = datetime.fromisoformat("2024-09-23T14:00")
+
+
+def hourly(first, count, stamp="%Y-%m-%d %H:%M"):
+    times = [first + timedelta(hours=n) for n in range(count)]
+    return csv(bars=[(t.strftime(stamp), 2, 3, 1, 2, 9) for t in times])
+
+
+def test_a_day_that_the_file_cuts_is_named_and_whole_ones_are_not(file):
+    cut = told(file("A.csv", hourly(AFTERNOON, 94)), resample=True)
+    assert cut.bars == 5
+    assert [part.split(": ")[-1] for part in cut.warnings[0].split("; ")] == [
+        "the first day of A, 2024-09-23, has 10 of usually 24",
+        "the last day of A, 2024-09-27, has 12 of usually 24 bars",
+    ]
+    # On a Friday, trading ends a few hours early.
+    week = hourly(AFTERNOON - timedelta(hours=14), 24 * 5 - 2)
+    assert told(file("B.csv", week), resample=True).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "stamp", "given", "command"),
+    [
+        ("A.csv", "%Y-%m-%d %H:%M", {}, "--resample 1d"),
+        ("A_H1.csv", "%Y-%m-%d %H:%M", {}, "--resample 1d"),
+        ("A.csv", "%Y-%m-%dT%H:%MZ", {}, "--resample 1d --zone AREA/CITY"),
+        ("A_H1.csv", "%Y-%m-%dT%H:%MZ", {}, "--resample 1d --zone AREA/CITY"),
+        ("A.csv", "%Y-%m-%dT%H:%MZ", {"resample": True}, "--resample 1d --zone AREA/CITY"),
+        ("A.csv", "%Y-%m-%dT%H:%MZ", {"zone": "Asia/Tokyo"}, "--resample 1d --zone Asia/Tokyo"),
+        ("A.csv", "%Y-%m-%d %H:%M", {"symbol": "B"}, "--resample 1d --symbol B"),
+        (
+            "A b.csv",
+            "%Y-%m-%d %H:%M",
+            {"symbol": "B", "columns": {"volume": "Volume"}},
+            "--columns volume=Volume --resample 1d --symbol B",
+        ),
+    ],
+)
+def test_the_refusal_of_an_hourly_file_has_the_whole_command_to_type_next(file, name, stamp, given, command):
+    path = file(name, hourly(AFTERNOON, 94, stamp))
+    assert told(path, **given).refusal.endswith(f"larder load {command} {shlex.quote(str(path))}.")
+
+
+@pytest.mark.parametrize("name", ["EURUSD_Weekly_202409230000_202410040000.csv", "EURUSD_MN1.csv"])
+def test_nobody_is_told_to_make_daily_bars_of_longer_ones(file, name):
+    head = "<DATE>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>"
+    refusal = told(file(name, csv(head, "{d}\t{o}\t{h}\t{l}\t{c}\t{v}\t0\t1"))).refusal
+    assert "export daily bars" in refusal
+    assert "--resample" not in refusal
+
+
+def test_what_a_file_is_called_is_no_reason_to_refuse_daily_bars(file):
+    path = file("prices_weekly.csv", csv("Symbol,Date,Open,High,Low,Close,Volume", "AAPL,{d},{o},{h},{l},{c},{v}"))
+    assert is_the_sample(stored(path))
+
+
+def test_times_of_the_evening_before_are_refused_with_the_option_that_moves_them(file):
+    evening = [(f"{d - timedelta(1)} 17:00", *rest) for d, *rest in BARS]
+    path = file("AAPL.csv", csv(bars=evening))
+    assert f"larder load --day-starts 17:00 {path}" in told(path).refusal
+    assert is_the_sample(stored(path, day_starts="17:00"))
+
+
 def test_a_bar_that_comes_twice_does_not_double_the_volume_of_its_day(file):
     rows = [row for bar in BARS for row in hours(*bar)]
     assert is_the_sample(stored(file("AAPL.csv", csv(bars=rows + rows[:7])), resample=True))
@@ -470,6 +657,9 @@ def test_a_bar_on_a_weekend_is_named(file):
         "%Y年%m月%d日",
         "%Y.%m.%d",
         "%d.%m.%Y 00:00:00.000 GMT+0200",
+        "%a %b %d %Y 00:00:00 GMT-0400 (Eastern Daylight Time)",
+        "%Y. %m. %d.",
+        "%Y년 %m월 %d일",
         "%b-%d-%Y",
         "%Y-%m-%d 16:00:00 EDT",
     ],
@@ -520,6 +710,8 @@ def test_dates_of_two_readings_are_refused_and_read_where_the_order_is_said(file
         ("${:,.2f}", "{}"),
         ("{:,.2f} €", "{:,}"),
         ("₹{:.2f}", "{}"),
+        ("{:,.2f} USD", "{:,}"),
+        ("Rs {:.2f}", "{}"),
         ("{:.4f}", "{}.0"),
         ("{:e}", "{:e}"),
         ("{:.2f}", "{:.3f}K"),
@@ -560,6 +752,18 @@ def test_numbers_of_two_readings_are_refused_and_read_where_the_mark_is_said(fil
     assert "--decimal" in told(path).refusal
     assert stored(path, decimal=",")[0]["close"] == 1.2
     assert stored(path, decimal=".")[0]["close"] == 1200
+
+
+def test_a_point_before_three_digits_between_semicolons_is_refused_unless_another_number_shows_the_mark(file):
+    head, row = "Datum;Open;High;Low;Close", "{d};18.{v:.3};18.{v:.3};18.{v:.3};18.{v:.3}"
+    bars = [(day, 0, 0, 0, 0, str(volume)) for day, *_, volume in BARS]
+    path = file("DAX.csv", csv(head, row, bars))
+    assert "18.100 can be read with a decimal point and with a point between thousands" in told(path).refusal
+    assert [bar["close"] for bar in stored(path, decimal=",")][:2] == [18100, 18200]
+    assert [bar["close"] for bar in stored(path, decimal=".")][:2] == [18.1, 18.2]
+    other = file("DAX2.csv", csv(head, row, bars) + "2024-11-04;18.5;18.5;18.5;18.5\n")
+    assert stored(other)[0]["close"] == 18.1
+    assert stored(file("USDJPY.csv", csv(head, row, bars).replace(";", ",")))[0]["close"] == 18.1
 
 
 @pytest.mark.parametrize("nothing", ["", "-", "--", "N/A", "null", "NaN", "None"])

@@ -13,8 +13,8 @@ PARTS = ("errors log", "feast_version", "postgres", "bars features plugins servi
 MODULES = {
     "postgres": ("binary session", "tables"),
     "bars": (
-        "model numbers source",
-        "catalogue",
+        "model source",
+        "catalogue numbers",
         "dates recognise settings",
         "sheets",
         "survey",

@@ -405,6 +405,23 @@ def test_a_time_may_be_as_far_ahead_as_the_variable_says(server, monkeypatch):
     assert server.push(quote(symbol=["AHEAD"], event_timestamp=ahead(90)))[0] == 200
 
 
+def test_a_push_of_too_many_values_is_refused_whole(server, monkeypatch):
+    columns = len(quote())
+    monkeypatch.setenv("LARDER_MAX_VALUES", str(2 * columns))
+
+    def rows(count):
+        return {name: values * count for name, values in quote(symbol=["MANY"]).items()}
+
+    assert server.push(rows(3)) == (
+        413,
+        {
+            "detail": f"3 rows x {columns} columns are {3 * columns} values, and a push may hold {2 * columns}: "
+            "push in parts"
+        },
+    )
+    assert server.push(rows(2))[0] == 200
+
+
 def deep(levels):
     value = 1
     for _ in range(levels):

@@ -1,7 +1,7 @@
 """Stand in for an instance: answer everything with 200, and note each request, with its headers, in /run/impostor.
 
-Arguments: the newest TLS version to speak (TLSv1_2 or TLSv1_3), and the ports. The certificate and its key are in
-/run/impostor.pem.
+Arguments: the newest TLS version to speak (TLSv1_2 or TLSv1_3), the method of requests that get no answer, as from an
+instance that dies (POST, or - for none), and the ports. The certificate and its key are in /run/impostor.pem.
 """
 
 import http.server
@@ -18,6 +18,9 @@ class Impostor(http.server.BaseHTTPRequestHandler):
         with NOTES.open("a") as notes:
             notes.write(f"{self.command} {self.path}\n{self.headers}")
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.command == unanswered:
+            self.close_connection = True
+            return
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -32,7 +35,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().finish_request(context.wrap_socket(request, server_side=True), client_address)
 
 
-newest, *ports = sys.argv[1:]
+newest, unanswered, *ports = sys.argv[1:]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.maximum_version = ssl.TLSVersion[newest]
 context.load_cert_chain("/run/impostor.pem")

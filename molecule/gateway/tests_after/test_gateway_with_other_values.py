@@ -45,14 +45,16 @@ SELF_SIGNED = "openssl req -quiet -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-
 
 
 @contextmanager
-def impostor(hosts, certificate: str, tls: str = "TLSv1_3") -> Iterator[Callable[[], str]]:
+def impostor(hosts, certificate: str, tls: str = "TLSv1_3", unanswered: str = "-") -> Iterator[Callable[[], str]]:
     """Let the impostor stand in for the third instance; yield what it has noted."""
     server = hosts["server1"]
     server.check_output("systemctl stop feature-server@3")
     try:
         server.check_output(f"(umask 077; echo {shlex.quote(certificate)} > /run/impostor.pem)")
         server.check_output("truncate --size=0 /run/impostor")
-        server.check_output(f"systemd-run --unit=impostor python3 -c {shlex.quote(IMPOSTOR)} {tls} 6568 6588")
+        server.check_output(
+            f"systemd-run --unit=impostor python3 -c {shlex.quote(IMPOSTOR)} {tls} {unanswered} 6568 6588"
+        )
         yield lambda: server.file("/run/impostor").content_string
     finally:
         server.run("systemctl stop impostor; rm -f /run/impostor.pem")
@@ -91,6 +93,16 @@ def test_no_instance_receives_a_token(gateway, hosts):
     assert "x-claim: passed on" in told.lower()
     assert "authorization" not in told.lower()
     assert READER not in told
+
+
+def test_a_read_that_an_instance_leaves_unanswered_is_answered_by_another_one(gateway, hosts):
+    with impostor(hosts, hosts["server1"].check_output(OF_SERVER1), unanswered="POST") as noted:
+        answers: list[int] = []
+        end = time.monotonic() + 60
+        while noted().count("POST /get-online-features\n") < 3 and time.monotonic() < end:
+            answers.append(gateway.read("ANY", READER).status)
+        assert noted().count("POST /get-online-features\n") >= 3
+    assert set(answers) == {200}
 
 
 def test_the_new_body_limit_holds(gateway):

@@ -139,9 +139,16 @@ def test_bad_file_harms_only_itself_and_journal_metric_and_status_say_why(invent
     assert host.check_output(f"systemctl show {UNIT} -p ExecMainStatus") == "ExecMainStatus=3"
     assert close_of(inventory, "MAC") == close_of(inventory, "AFTER") == (101.0, 103.0)
     assert metric(host, "larder_pipeline_files_refused") == 2
-    journal = host.check_output(f"journalctl -u {UNIT} -n 40 -o cat --no-pager")
+    # As the docs say; what a good run tells of is left out.
+    journal = host.check_output(f"journalctl -u {UNIT} -p warning -n 20 -o cat --no-pager")
+    (last,) = [line for line in journal.splitlines() if line.startswith("Error: ")][-1:]
+    assert last.endswith("all else was done. Next: sudo larder status")
     status = host.run("larder status")
     assert status.rc == 5
+    assert status.stdout.splitlines()[0] == "not healthy:"
+    assert "left out refused files" in status.stdout
+    # Ansible shows both streams: no sentence is in both.
+    assert status.stderr.splitlines()[-1] == "Error: Not healthy, for the reasons above."
     for name in ("notes.txt", "CUT.parquet"):
         inspected = host.run(f"/opt/feast/current/bin/larder inspect --json {incoming}/{name}")
         assert inspected.rc == 3
@@ -150,7 +157,27 @@ def test_bad_file_harms_only_itself_and_journal_metric_and_status_say_why(invent
         assert told["refusal"] in status.stdout
     host.check_output(f"rm {incoming}/notes.txt {incoming}/CUT.parquet")
     run(host)
-    assert "refused files         0\n" in host.run("larder status").stdout
+    status = host.run("larder status")
+    assert "refused files         0\n" in status.stdout
+    assert "succeeded" in status.stdout
+
+
+def test_a_file_that_replaces_the_bars_of_another_one_is_named_before_and_when_it_is_loaded(
+    inventory: Any, host: Host
+) -> None:
+    bring(inventory, "TWICE.csv", *(bar(days, 100 + days) for days in range(5, 0, -1)))
+    run(host)
+    other = "\n".join([HEADER, *(bar(days, 100 + days + (7 if days == 2 else 0)) for days in range(5, 0, -1)), ""])
+    inventory.run("pipeline1", "sudo tee /var/lib/larder/incoming/TWICE_daily.csv", other)
+    day = (TODAY - timedelta(days=2)).date()
+    inspected = host.check_output("larder inspect /var/lib/larder/incoming/TWICE_daily.csv")
+    assert f"0 new, 4 stored already, 1 stored with other values, which would be replaced: {day} to {day} of TWICE" in (
+        inspected
+    )
+    run(host)
+    journal = host.check_output(f"journalctl -u {UNIT} -p warning -n 20 -o cat --no-pager")
+    assert f"replaced file=TWICE_daily.csv bars=1 first={day} last={day} symbols=TWICE" in journal
+    host.check_output("rm /var/lib/larder/incoming/TWICE*.csv")
 
 
 def test_file_in_an_unreadable_folder_is_reported(host: Host) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from larder.bars.model import NUMBERS, PRICES, Batch, Inspection, Options
+from larder.bars.model import NUMBERS, PRICES, Batch, Inspection, Options, Stored
 from larder.bars.source import candidates
 from larder.errors import ConfigError, RefusedFileError
 from larder.log import printable
 
-__all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "candidates", "inspect", "read"]
+__all__ = ["NUMBERS", "PRICES", "Batch", "Inspection", "Options", "Stored", "candidates", "inspect", "read"]
 
 
 def read(path: Path, options: Options | None = None, told: Inspection | None = None) -> Iterator[Batch]:
@@ -67,4 +67,12 @@ def _refusal(path: Path) -> Iterator[None]:
         raise RefusedFileError(f"{printable(path)}: it needs more memory than there is: split it.") from None
     except Exception as error:  # a parser may raise anything at all for what a file holds
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0][:300]
-        raise RefusedFileError(f"{printable(path)}: it cannot be read: {type(error).__name__}: {reason}") from error
+        if isinstance(error, UnicodeError) or "UTF8" in reason:
+            raise RefusedFileError(
+                f"{printable(path)}: some of its text is of another encoding than its first lines: --encoding, such as "
+                "cp1252, says which one."
+            ) from error
+        raise RefusedFileError(
+            f"{printable(path)}: it cannot be read ({type(error).__name__}: {reason}). It may be damaged or cut off: "
+            "fetch it again, or write it anew."
+        ) from error

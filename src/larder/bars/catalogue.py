@@ -12,10 +12,12 @@ from zoneinfo import ZoneInfo
 
 import yaml
 
-from larder.bars.model import FIELDS
+from larder.bars.model import CURRENCIES, FIELDS
 from larder.errors import ConfigError
 
 SYMBOL = "{symbol}"
+# Behind a column's name. Other words there, such as (adj) and (000s), make another column of it.
+UNIT = re.compile(rf"\s*[(\[](?:shares|{CURRENCIES}|[$€£¥₹元円])[)\]]$")
 ORDERS = ("D/M/Y", "M/D/Y", "Y/M/D")
 
 
@@ -93,7 +95,8 @@ class Catalogue:
 
 @lru_cache(maxsize=1 << 14)
 def plain(text: str) -> str:
-    """A column's name without case, accents, blanks and punctuation: "Adj Close" → adjclose."""
+    """A column's name without case, accents, blanks, punctuation, its currency: "Adj Close (USD)" → adjclose."""
+    text = UNIT.sub("", text)
     folded = unicodedata.normalize("NFKD", text.replace("ł", "l").replace("Ł", "l").casefold())
     return "".join(c for c in folded if c.isalnum())
 

@@ -19,11 +19,12 @@ LONGEST = 64  # what is longer is no date; it also bounds what a regular express
 
 CLOCK = (
     r"(?:[ T,;]+(?P<hour>\d{1,2}):?(?P<minute>\d{2})(?::?(?P<second>\d{2}))?(?:[.,]\d+)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?"
-    r"\s*(?P<zone>[Zz]|(?:UTC|GMT)?\s*[+-]\d{1,2}:?\d{2}|(?:UTC|GMT)?[+-]\d{1,2}|[A-Z]{2,5})?)?\s*$"
+    r"\s*(?P<zone>[Zz]|(?:UTC|GMT)?\s*[+-]\d{1,2}:?\d{2}|(?:UTC|GMT)?[+-]\d{1,2}|[A-Z]{2,5})?)?"
+    r"(?:\s*\([\p{L} ]+\))?\s*$"  # as JavaScript writes: GMT-0400 (Eastern Daylight Time)
 )
 WEEKDAY = r"^\s*(?:\p{L}{2,10}\.?,?\s+)?"
 PATTERNS = {
-    "YYYY-MM-DD": r"^\s*(?P<year>\d{4})[-/.年](?P<month>\d{1,2})[-/.月](?P<day>\d{1,2})日?" + CLOCK,
+    "YYYY-MM-DD": r"^\s*(?P<year>\d{4})[-/.年년]\s?(?P<month>\d{1,2})[-/.月월]\s?(?P<day>\d{1,2})[.日일]?" + CLOCK,
     "YYYYMMDD": r"^\s*(?P<year>[12]\d{3})(?P<month>\d{2})(?P<day>\d{2})(?:\.0+)?" + CLOCK,
     "YYYYMMDDhhmmss": r"^\s*(?P<year>[12]\d{3})(?P<month>[01]\d)(?P<day>[0-3]\d)"
     r"(?P<hour>[0-2]\d)(?P<minute>[0-5]\d)(?P<second>[0-5]\d)\s*$",

@@ -40,6 +40,9 @@ REJECTED = pa.schema(
 LARGEST_VOLUME = 1e18
 # Open and close may lie outside low and high by this share of the price: prices that are rounded, or adjusted, do.
 ROUNDING = 1e-4
+# A first or last day is whole where it lacks no more than this share of the usual hours: Fridays are shorter, too.
+CUT = 0.1
+CUT_SHOWN = 5
 EXAMPLES = 10
 Floats = npt.NDArray[np.float64]
 
@@ -59,6 +62,8 @@ def judge(found: Survey, told: Inspection) -> Iterator[Batch]:
                 batch = Batch(GOOD.empty_table(), batch.rejected)
             _tell(told, batch)
             yield batch
+        told.left_out += broken.remarks
+        found.titles += broken.remarks
         if broken.count:
             batch = _broken(broken)
             _tell(told, batch, broken.count - batch.rejected.num_rows)
@@ -66,6 +71,7 @@ def judge(found: Survey, told: Inspection) -> Iterator[Batch]:
     if days:
         batch = Batch(days.bars(), REJECTED.empty_table())
         told.timeframe = "1 day, resampled"
+        told.warnings += days.cut()
         _tell(told, batch)
         yield batch
     _refuse_most(found, told)
@@ -104,13 +110,12 @@ def _batch(
         if not entry.resample:
             faults.append(("the bar is not a daily one", ~daily))
     bad = np.any([mask for _, mask in faults], axis=0)
-    kept = counts(part, rows)
-    if kept is not None:
-        told.left_out += int((~kept).sum())
-        bad &= kept
-        kept = kept & ~bad
-    else:
-        kept = ~bad
+    kept = ~_remarks(found, part, rows, day, faults)
+    if (counted := counts(part, rows)) is not None:
+        kept &= counted
+    told.left_out += int((~kept).sum())
+    bad &= kept
+    kept &= ~bad
     repeats = _repeats(found, row, keys, seconds, values, kept, first_of)
     kept &= repeats == 0
     good = pa.table(
@@ -134,6 +139,30 @@ def _batch(
             [_text(rows, int(i)) for i in where],
         ),
     ), seconds[kept]
+
+
+def _remarks(found: Survey, part: Part, rows: sheets.Rows, day: Any, faults: list[tuple[str, Mask]]) -> Mask:
+    """Rows that are no bars: the header line again, and a few with no date and no price, or with a text for prices."""
+    reasons = dict(faults)
+    missing, wrong = (
+        {name: reasons[f"{name} is {what}"] for name in PRICES[:4]} for what in ("missing", "not a number")
+    )
+    priceless = np.all([missing[name] | wrong[name] for name in PRICES[:4]], axis=0)
+    dividend = wrong["open"] & missing["high"] & missing["low"] & missing["close"]  # or a split
+    others = np.flatnonzero((np.isnat(day) & priceless) | dividend)
+    again = np.zeros(rows.count, np.bool_)
+    if not len(others):
+        return again
+    if part.layout.header and pa.types.is_string(rows.columns["date"].type):
+        (place,) = part.layout.columns["date"]
+        same = pc.equal(pc.utf8_trim_whitespace(rows.columns["date"]), part.layout.header[place].strip())
+        again = priceless & np.asarray(pc.fill_null(same, False)).astype(np.bool_)
+    remarks = again.copy()
+    few = [i for i in others if not again[i]][: sheets.REMARKS - found.remarks]
+    remarks[few] = True
+    found.remarks += len(few)
+    found.headers += int(again.sum())
+    return remarks
 
 
 def _representable(day: np.datetime64) -> bool:
@@ -227,7 +256,7 @@ class _Days:
     def add(self, good: pa.Table, seconds: npt.NDArray[np.int64]) -> None:
         if good.num_rows:
             stamped = good.append_column("began", pa.array(seconds)).append_column("ended", pa.array(seconds))
-            self.parts.append(self._merge(stamped))
+            self.parts.append(self._merge(stamped.append_column("count", pa.array(np.ones(len(seconds), np.int64)))))
         if len(self.parts) > 64:
             self.parts = [self._merge(pa.concat_tables(self.parts))]
 
@@ -235,7 +264,7 @@ class _Days:
         by_begin = rows.sort_by([(name, "ascending") for name in (*self.COLUMNS, "began")])
         by_end = rows.sort_by([(name, "ascending") for name in (*self.COLUMNS, "ended")])
         firsts = by_begin.group_by(self.COLUMNS, use_threads=False).aggregate(
-            [("open", "first"), ("high", "max"), ("low", "min"), ("volume", "sum"), ("began", "min")]
+            [("open", "first"), ("high", "max"), ("low", "min"), ("volume", "sum"), ("began", "min"), ("count", "sum")]
         )
         lasts = by_end.group_by(self.COLUMNS, use_threads=False).aggregate(
             [("close", "last"), ("adjusted_close", "last"), ("ended", "max")]
@@ -244,13 +273,37 @@ class _Days:
         columns |= {"open": firsts["open_first"], "high": firsts["high_max"], "low": firsts["low_min"]}
         columns |= {"close": lasts["close_last"], "adjusted_close": lasts["adjusted_close_last"]}
         columns |= {"volume": firsts["volume_sum"], "began": firsts["began_min"], "ended": lasts["ended_max"]}
+        columns["count"] = firsts["count_sum"]
         return pa.table(columns)
 
     def bars(self) -> pa.Table:
         if not self.parts:
             return GOOD.empty_table()
-        merged: pa.Table = self._merge(pa.concat_tables(self.parts)).select(GOOD.names).cast(GOOD)
-        return merged
+        self.parts = [self._merge(pa.concat_tables(self.parts))]
+        return self.parts[0].select(GOOD.names).cast(GOOD)
+
+    def cut(self) -> list[str]:
+        """What to say of first and last days that begin later, or end earlier, than days of their symbol do."""
+        found = []
+        for rows in self.parts:  # one, after bars()
+            days = rows.sort_by([(name, "ascending") for name in self.COLUMNS])
+            symbols, day, began, ended, count = (
+                days[name].to_numpy() for name in (*self.COLUMNS, "began", "ended", "count")
+            )
+            firsts = np.flatnonzero(np.append(True, symbols[1:] != symbols[:-1]))
+            for first, end in zip(firsts, [*firsts[1:], len(symbols)], strict=True):
+                opens, closes, usual = (int(np.median(each[first:end])) for each in (began, ended, count))
+                margin = CUT * (closes - opens)
+                for which, at, lacking in (
+                    ("first", first, began[first] - opens),
+                    ("last", end - 1, closes - ended[end - 1]),
+                ):
+                    if lacking > margin and count[at] < usual:
+                        found.append(f"the {which} day of {symbols[at]}, {day[at]}, has {count[at]} of usually {usual}")
+        if not found:
+            return []
+        more = [f"{len(found) - CUT_SHOWN:,} more like these"] * (len(found) > CUT_SHOWN)
+        return [f"the file seems to begin or end in the middle of a day: {'; '.join([*found[:CUT_SHOWN], *more])} bars"]
 
 
 def _tell(told: Inspection, batch: Batch, more_rejected: int = 0) -> None:
@@ -280,13 +333,19 @@ def _tell(told: Inspection, batch: Batch, more_rejected: int = 0) -> None:
 
 
 def _refuse_most(found: Survey, told: Inspection) -> None:
+    named = found.options.symbol or any("symbol" in part.layout.columns for part in found.parts)
+    if found.headers and found.titles and not named:
+        raise RefusedFileError(
+            "its header line comes again, and lines that are no bars stand between: it seems to hold tables of several "
+            "symbols; split it, or say --symbol NAME if all of it is one."
+        )
     judged = told.bars + told.rejected
-    most = ", ".join(f"{reason} ({count})" for reason, count in Counter(told.reasons).most_common(3))
+    most = told.most_reasons()
     example = f"; the first: {told.examples[0]['bar'][:200]}" if told.examples else ""
     if not told.bars:
         if not told.rejected:
             raise RefusedFileError(
-                f"none of its {told.left_out} rows counts: the format {told.format} leaves them all out."
+                f"none of its {told.left_out} rows counts: they are no bars, or {told.format} leaves them out."
             )
         raise RefusedFileError(f"none of its {judged} bars can be taken: {most}{example}.")
     # One bad bar alone is never more than a few, however short the file is.

@@ -1,11 +1,13 @@
-"""`larder load`: bars from files into market_data.ohlcv_daily."""
+"""`larder load`: bars from files into market_data.ohlcv_daily; and what `larder inspect` tells of it before."""
 
 import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,8 +19,9 @@ from tqdm import tqdm
 
 from larder import bars
 from larder.bars.reader import Reader, check_file
+from larder.bars.report import SYMBOLS
 from larder.bars.settings import Files
-from larder.errors import RefusedFileError, reason
+from larder.errors import LarderError, RefusedFileError, reason
 from larder.log import event, logger, printable
 from larder.postgres import session, tables
 
@@ -33,6 +36,16 @@ SELECT md5(concat_ws('|', coalesce(symbol, ''), event_timestamp::date, bar))::uu
 FROM staged_rejects ON CONFLICT DO NOTHING
 """
 
+# Of the staged bars: which are new, and which are stored with other values.
+COMPARE = """
+SELECT count(*) FILTER (WHERE kept.symbol IS NULL), count(kept.symbol) - count(*) FILTER (WHERE {differs}),
+       count(*) FILTER (WHERE {differs}),
+       min(staged.event_timestamp) FILTER (WHERE {differs})::date,
+       max(staged.event_timestamp) FILTER (WHERE {differs})::date,
+       coalesce(array_agg(DISTINCT kept.symbol) FILTER (WHERE {differs}), '{{}}')
+FROM staged_bars AS staged LEFT JOIN {table} AS kept USING (symbol, event_timestamp)
+"""
+
 MERGE = "WITH changed AS ({upsert}) SELECT symbol, min(event_timestamp)::date, count(*) FROM changed GROUP BY symbol"
 
 # Symbols in order, as in compute, so that neither waits for the other in a circle.
@@ -43,9 +56,9 @@ GROUP BY symbol ORDER BY symbol
 ON CONFLICT (symbol) DO UPDATE SET since = least(pending.since, excluded.since), noted_at = clock_timestamp()
 """
 
-KNOWN = "SELECT FROM market_data.loaded_files WHERE (path, size, sha256) = (%s, %s, %s)"
+KNOWN = "SELECT (size, sha256) = (%s, %s) FROM market_data.loaded_files WHERE path = %s"
 REMEMBER = """
-INSERT INTO market_data.loaded_files (path, size, sha256) VALUES (%s, %s, %s)
+INSERT INTO market_data.loaded_files (size, sha256, path) VALUES (%s, %s, %s)
 ON CONFLICT (path) DO UPDATE SET (size, sha256, loaded_at) = (excluded.size, excluded.sha256, now())
 """
 
@@ -98,6 +111,40 @@ def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Map
     return total
 
 
+def inspect(paths: Iterable[Path], options: bars.Options, url: str | None = None) -> Iterator[bars.Inspection]:
+    """What a load of each file would do; with a database also how its bars compare with those that are stored."""
+    with ExitStack() as stack:
+        reader, connection = stack.enter_context(Reader()), None
+        if url:
+            try:
+                connection = stack.enter_context(_stage_of(url))
+            except LarderError as error:
+                event("not compared with stored bars", level=logging.WARNING, reason=error.message)
+        for path in paths:
+            if connection is None:
+                yield reader.inspect(path, options)
+                continue
+            with connection.transaction():
+                told = reader.inspect(path, options, partial(tables.copy_in, connection, "staged_bars"))
+                told.stored = None if told.refusal else _compare(connection)
+            yield told
+
+
+@contextmanager
+def _stage_of(url: str) -> Iterator[psycopg.Connection]:
+    with session.connect(url, "inspect") as connection:
+        tables.stage(connection, "staged_bars", TABLE, COLUMNS)
+        yield connection
+
+
+def _compare(connection: psycopg.Connection) -> bars.Stored:
+    values = [column for column in COLUMNS if column not in tables.KEY]
+    kept, staged = (sql.SQL(", ").join(sql.Identifier(side, c) for c in values) for side in ("kept", "staged"))
+    differs = sql.SQL("kept.symbol IS NOT NULL AND ({}) IS DISTINCT FROM ({})").format(kept, staged)
+    query = sql.SQL(COMPARE).format(differs=differs, table=session.identifier(TABLE))
+    return bars.Stored(*connection.execute(query).fetchall()[0])
+
+
 def _files(connection: psycopg.Connection, paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
     """Files, and whether to load each only if it is new. The oldest come first: the newest has the last word."""
 
@@ -138,14 +185,15 @@ def _load_file(
     before = check_file(path)
     try:
         with path.open("rb") as file:
-            identity = [str(path.resolve()), before.st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+            identity = [before.st_size, hashlib.file_digest(file, "sha256").hexdigest(), str(path.resolve())]
     except OSError as error:
         raise RefusedFileError(f"{path}: it cannot be read: {error.strerror}.") from error
-    if once and connection.execute(KNOWN, identity).rowcount:
+    known = connection.execute(KNOWN, identity).fetchone()
+    if once and known and known[0]:
         logger.debug("unchanged file=%s", path)
         connection.execute(ACCEPT, [_key(path)])
         return Loaded()
-    result = Loaded()
+    result, stored = Loaded(), None
     with connection.transaction():
         held: list[pa.Table] = []
         with tqdm(desc=path.name, unit=" bars", unit_scale=True, disable=None, leave=False) as progress:
@@ -163,6 +211,7 @@ def _load_file(
         changed = _append(connection, held) if result.bars <= BARS_IN_MEMORY else []
         if sum(count for _, _, count in changed) < result.bars:
             _stage(connection, held)
+            stored = _compare(connection)
             merge = sql.SQL(MERGE).format(upsert=tables.upsert(TABLE, "staged_bars", COLUMNS))
             changed += connection.execute(merge).fetchall()
         if result.rejected:
@@ -174,12 +223,33 @@ def _load_file(
             raise RefusedFileError(f"{path}: it changed while it was read: load it when it is complete.")
         connection.execute(REMEMBER, identity)
         connection.execute(ACCEPT, [_key(path)])
-    for warning in reader.warnings:
+    assert reader.told
+    for warning in reader.told.warnings:
         event("odd", level=logging.WARNING, file=path.name, what=warning)
+    if stored and stored.replaced:
+        # A file that comes again corrects its own bars; one that was never loaded replaces those of another.
+        event("replaced", level=logging.INFO if known else logging.WARNING, file=path.name, **_replaced(stored))
     if result.rejected:
-        event("rejected", level=logging.WARNING, file=path.name, bars=result.rejected, see="market_data.rejected_bars")
+        event(
+            "rejected",
+            level=logging.WARNING,
+            file=path.name,
+            bars=result.rejected,
+            reasons=reader.told.most_reasons(),
+            see="market_data.rejected_bars",
+        )
     event("loaded", file=path.name, bars=result.bars, changed=result.changed, seconds=monotonic() - started)
     return result
+
+
+def _replaced(stored: bars.Stored) -> dict[str, Any]:
+    more = " …" if len(stored.symbols) > SYMBOLS else ""
+    return {
+        "bars": stored.replaced,
+        "first": stored.first_replaced,
+        "last": stored.last_replaced,
+        "symbols": ", ".join(stored.symbols[:SYMBOLS]) + more,
+    }
 
 
 def _state(stat: os.stat_result) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """What a user may say of a file, what a load gets from one, and what an inspection tells."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 
 PRICES = ("open", "high", "low", "close", "adjusted_close")
 NUMBERS = (*PRICES, "volume")
+# What stands beside a number, or a column's name, and changes neither.
+CURRENCIES = "USDT?|EUR|GBP|JPY|CHF|CAD|AUD|NZD|CNY|HKD|SGD|INR|KRW|BRL|ZAR|SEK|NOK|PLN|BTC|ETH"
 FIELDS = ("date", "time", *NUMBERS, "symbol")
 
 
@@ -50,6 +53,18 @@ class Batch:
     rejected: "pa.Table"
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How a file's good bars compare with those that are stored; a load replaces those with other values."""
+
+    new: int
+    equal: int
+    replaced: int
+    first_replaced: date | None = None
+    last_replaced: date | None = None
+    symbols: Sequence[str] = ()  # of the replaced ones
+
+
 @dataclass
 class Inspection:
     """What a load of a file would do."""
@@ -77,6 +92,11 @@ class Inspection:
     examples: list[dict[str, Any]] = field(default_factory=list)
     head: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stored: Stored | None = None  # where a database was asked
+
+    def most_reasons(self) -> str:
+        """The most frequent reasons of rejected bars, with how many."""
+        return ", ".join(f"{reason} ({count:,})" for reason, count in Counter(self.reasons).most_common(3))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,6 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from larder.bars.model import CURRENCIES
+
+CURRENCY = rf"(?:\p{{Sc}}|Rs\.?|{CURRENCIES})"
 Floats = npt.NDArray[np.float64]
 # What stands where there is no value.
 NOTHING = [
@@ -51,8 +54,11 @@ SURE = {
     rf"|\d{{1,3}}(?:{t}\d{{2,3}})*{t}\d{{2,3}}{t}\d{{3}})(?:[eE][+-]?\d+)?$"
     for mark, m, t in ((".", r"\.", ","), (",", ",", r"\."))
 }
+# "108'165" is a Swiss 108,165, or 108 and 16.5 thirty-seconds.
+TREASURY = r"^\d{2,3}'(?:[0-2]\d|3[01])[0257]$"
 # "1,234" and "1.234" can be read in two ways.
 OPEN = r"^[+-]?\d{1,3},\d{3}$"
+OPEN_POINT = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"
 
 
 @dataclass
@@ -62,6 +68,9 @@ class Marks:
     point: int = 0
     comma: int = 0
     open_comma: int = 0
+    open_point: int = 0
+    apostrophes: int = 0
+    treasury: int = 0  # of these, how many may be thirty-seconds
     example: str = ""
 
     def note(self, column: pa.Array) -> None:
@@ -70,18 +79,25 @@ class Marks:
         if _castable(column):
             if self.point < ENOUGH:
                 self.point += _count(column, SURE["."])
+                self.open_point += self._note_open(column, OPEN_POINT)
             return
+        self.apostrophes += _count(column, "'")
+        self.treasury += _count(pc.utf8_trim_whitespace(column), TREASURY)
         text = _bare(column)
         self.point += _count(text, SURE["."])
         self.comma += _count(text, SURE[","])
-        commas = pc.match_substring_regex(text, OPEN)
-        count = int(pc.sum(commas).as_py() or 0)
-        if count and not self.example:
-            self.example = text.filter(commas)[0].as_py()
-        self.open_comma += count
+        self.open_comma += self._note_open(text, OPEN)
+        self.open_point += self._note_open(text, OPEN_POINT)
 
-    def decimal(self, share: float) -> tuple[str | None, str]:
-        """The mark, or None and why it is not known."""
+    def _note_open(self, text: pa.Array, pattern: str) -> int:
+        found = pc.match_substring_regex(text, pattern)
+        count = int(pc.sum(found).as_py() or 0)
+        if count and not self.example:
+            self.example = text.filter(found)[0].as_py()
+        return count
+
+    def decimal(self, share: float, *, points: bool = False) -> tuple[str | None, str]:
+        """The mark, or None and why it is not known. `points`: a point may well stand between thousands."""
         low, high = sorted((self.point, self.comma))
         if low and low > share * (low + high):
             return None, f"some numbers have a decimal point ({self.point}), some a decimal comma ({self.comma})"
@@ -89,6 +105,8 @@ class Marks:
             return ("," if self.comma > self.point else "."), ""
         if self.open_comma:
             return None, f"{self.example} can be read with a decimal comma and with a comma between thousands"
+        if self.open_point and points:
+            return None, f"{self.example} can be read with a decimal point and with a point between thousands"
         return ".", ""
 
 
@@ -97,9 +115,9 @@ def _is_text(column: pa.Array) -> bool:
 
 
 def _bare(column: pa.Array) -> pa.Array:
-    """Text without blanks, apostrophes, currency signs and units."""
+    """Text without blanks, apostrophes, currencies and units."""
     text = pc.replace_substring_regex(pc.utf8_trim_whitespace(column), rf"[{SPACES}]", "")
-    return pc.replace_substring_regex(text, r"^([+-]?)\p{Sc}|(?:\p{Sc}|[KMBTkmbt])$", r"\1")
+    return pc.replace_substring_regex(text, rf"^([+-]?){CURRENCY}|(?:{CURRENCY}|[KMBTkmbt])$", r"\1")
 
 
 def _castable(text: pa.Array) -> bool:
@@ -130,7 +148,7 @@ def parse(column: pa.Array, decimal: str, *, units: bool = False) -> tuple[Float
             nothing = nothing | np.isnan(values)
         return values, nothing
     text = pc.utf8_trim_whitespace(column)
-    nothing = np.asarray(pc.fill_null(pc.is_in(text, value_set=pa.array(NOTHING)), True)).astype(bool)
+    nothing = np.asarray(pc.is_in(text, value_set=pa.array([*NOTHING, None], pa.string()))).astype(bool)
     if nothing.any():
         text = pc.if_else(pa.array(nothing), None, text)
     if decimal == ".":
@@ -139,7 +157,7 @@ def parse(column: pa.Array, decimal: str, *, units: bool = False) -> tuple[Float
         except pa.ArrowInvalid:
             pass
     text = pc.if_else(pc.greater(pc.utf8_length(text), LONGEST), None, text)
-    text = pc.replace_substring_regex(text, r"^([+-]?)\s*\p{Sc}\s*|\s*\p{Sc}$", r"\1")
+    text = pc.replace_substring_regex(text, rf"^([+-]?)\s*{CURRENCY}\s*|\s*{CURRENCY}$", r"\1")
     text = pc.replace_substring(text, "−", "-")
     factor = np.ones(len(text))
     if units:

@@ -6,13 +6,13 @@ import pwd
 import signal
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from larder.bars import Batch, Inspection, Options, inspect, read
+from larder.bars import Batch, Inspection, Options, read
 from larder.errors import ConfigError, RefusedFileError
 from larder.log import printable
 
@@ -27,7 +27,7 @@ class Reader:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._asked = False
-        self.warnings: list[str] = []  # of the file that was read last
+        self.told: Inspection | None = None  # of the file that was read last
 
     def __enter__(self) -> "Reader":
         return self
@@ -36,37 +36,40 @@ class Reader:
         self._end()
 
     def read(self, path: Path, options: Options) -> Iterator[Batch]:
-        """bars.read, apart."""
-        for good, rejected in self._ask("read", path, options):
+        """bars.read, apart; `told` is what it tells of the file in the end."""
+        for good, rejected in self._ask(path, options):
             yield Batch(_table(good), _table(rejected))
 
-    def inspect(self, path: Path, options: Options) -> Inspection:
-        """bars.inspect, apart."""
+    def inspect(self, path: Path, options: Options, take: Callable[["pa.Table"], None] | None = None) -> Inspection:
+        """bars.inspect, apart; `take` is given the good bars."""
         try:
-            inspection: Inspection
-            (inspection,) = self._ask("inspect", path, options)
+            for good, _ in self._ask(path, options):
+                if take:
+                    take(_table(good))
         except RefusedFileError as error:
-            return Inspection(file=str(path), refusal=error.message)
-        return inspection
+            return self.told or Inspection(str(path), refusal=error.message)
+        assert self.told
+        return self.told
 
-    def _ask(self, what: str, path: Path, options: Options) -> Iterator[Any]:
-        """What the process answers, until it says that this is all."""
+    def _ask(self, path: Path, options: Options) -> Iterator[tuple[bytes, bytes]]:
+        """The batches that the process sends, until it says that this is all."""
+        self.told = None
         check_file(path)
         if self._asked:  # the last caller did not hear all of it
             self._end()
         pipe = self._start()
         self._asked = True
         try:
-            pipe.send((what, path, options))
+            pipe.send((path, options))
             while True:
                 kind, content = pipe.recv()
                 self._asked = kind == "more"
-                if kind == "refused":
-                    raise RefusedFileError(content)
                 if kind == "wrong":
                     raise ConfigError(content)
                 if kind == "end":
-                    self.warnings = content
+                    self.told = content
+                    if content.refusal:
+                        raise RefusedFileError(content.refusal)
                     return
                 yield content
         except (EOFError, OSError):
@@ -145,23 +148,19 @@ def _serve(pipe: Connection) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     with suppress(EOFError, OSError):
         while True:
-            what, path, options = pipe.recv()
-            pipe.send(_answer(pipe, what, path, options))
+            pipe.send(_answer(pipe, *pipe.recv()))
 
 
-def _answer(pipe: Connection, what: str, path: Path, options: Options) -> tuple[str, Any]:
+def _answer(pipe: Connection, path: Path, options: Options) -> tuple[str, Any]:
+    told = Inspection(str(path))
     try:
-        told = Inspection(str(path))
-        if what == "inspect":
-            pipe.send(("more", inspect(path, options)))
-        else:
-            for batch in read(path, options, told):
-                pipe.send(("more", (_bytes(batch.good), _bytes(batch.rejected))))
+        for batch in read(path, options, told):
+            pipe.send(("more", (_bytes(batch.good), _bytes(batch.rejected))))
     except RefusedFileError as error:
-        return "refused", error.message
+        told.refusal = error.message
     except ConfigError as error:
         return "wrong", error.message
-    return "end", told.warnings
+    return "end", told
 
 
 def _bytes(table: "pa.Table") -> bytes:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from larder.bars.catalogue import SYMBOL, Catalogue, Format, plain
 from larder.bars.model import FIELDS, Options
-from larder.bars.source import Sheet, decode, encodings, stem
+from larder.bars.source import NoTableError, Sheet, decode, encodings, stem
 from larder.errors import RefusedFileError
 
 LINES_BEFORE = 25  # titles and remarks before a header
@@ -53,6 +53,14 @@ NO_SYMBOLS = frozenset(
         ),
         *("unnamed", "new", "test", "output", "file", "csv", "stocks", "stockdata", "stock", "daily", "chart", "part0"),
     }
+)
+# What programs and people add to a symbol: a timeframe, of which the bars themselves say more, and first and last day.
+_DAY = r"(?:19|20)\d\d[-.]?[01]\d[-.]?[0-3]\d"
+NAMED = (
+    r"(?P<symbol>.+?)"
+    r"(?:[-_ ](?:(?i:daily|eod|1d|d1|1day|hourly|intraday|weekly|monthly|1w|w1|mn1|h[14]|m1|m5|m15|m30)"
+    r"|[1-4][hH]|(?:1|5|15|30|60)(?:m|min)))?"
+    rf"(?:[-_ ]{_DAY}(?:[-_ ]+(?:to[-_ ]+)?{_DAY})?)?"
 )
 IS_DATE = re.compile(r"(?:19|20)\d{2}([-_.]?)\d{2}(?:\1\d{2})?|part-\d+.*")
 
@@ -110,18 +118,18 @@ def _named(sheet: Sheet, entry: Format) -> bool:
 def _of_text(sheet: Sheet, formats: Sequence[Format], catalogue: Catalogue, options: Options) -> Layout:
     names = [options.encoding] if options.encoding else encodings(sheet.sample)
     if not names:
-        raise RefusedFileError("it is no text: it holds bytes that no encoding has, or NUL.")
+        raise NoTableError("it is no text: it holds bytes that no encoding has, or NUL. Write it as CSV or Parquet.")
     best: list[list[str]] = []
     for encoding in names:
         text = decode(sheet.sample, encoding)
         if text is None:
             raise RefusedFileError(f"it is not {encoding}; --encoding names another one.")
         if re.match(r"\s*(?:<!doctype|<html|<\?xml|<table)", text, re.IGNORECASE):
-            raise RefusedFileError(
+            raise NoTableError(
                 "it is a page (HTML or XML), perhaps a login or an error page of its source: download it again as CSV."
             )
         if re.match(r"\s*[{\[]\s*[\"{\[\]}]", text):
-            raise RefusedFileError("it is JSON: write it as CSV or Parquet.")
+            raise NoTableError("it is JSON: write it as CSV or Parquet.")
         lines = re.split(r"\r\n|\n|\r", text)
         if len(sheet.sample) >= 1 << 18:
             lines.pop()
@@ -363,7 +371,8 @@ def _wide(rows: Sequence[tuple[int, str]], formats: Sequence[Format]) -> Layout 
     for (_, first), (second_number, second) in pairwise(rows[:4]):
         delimiter = _likely(first)
         top, below = _split(first, delimiter), _split(second, delimiter)
-        if len(top) != len(below) or len(top) < 5:
+        # A line that begins with a date is a bar, whose prices are all the same.
+        if len(top) != len(below) or len(top) < 5 or below[0].strip()[:1].isdigit():
             continue
         for names, symbols in _levels(top, below):
             wide = _symbols(names[1:], symbols[1:])
@@ -429,11 +438,15 @@ def _no_columns(rows: Sequence[Sequence[str]], catalogue: Catalogue, options: Op
             return RefusedFileError(
                 f"it has no column {wanted!r}, which --columns names for {name}; there are {listed}."
             )
-    if not found(header) and not options.columns:
+    if len(header) == 1 and len(found(re.split(r"[\s,;]+", header[0]))) > 2:
         return RefusedFileError(
+            f"its columns stand apart by blanks alone, or its lines are quoted as a whole ({listed[:100]}): write it "
+            "with commas, semicolons or tabs, and without quotes around a line."
+        )
+    if not found(header) and not options.columns:
+        return NoTableError(
             f"it does not look like bars: none of its first lines names columns such as {', '.join(REQUIRED)} (one is: "
-            f"{listed[:120]}). If it holds bars, --columns date=…,open=… names its columns; else take it out of the "
-            "folder."
+            f"{listed[:120]}). If it holds bars, --columns date=…,open=… names its columns; else take it away."
         )
     missing = next((name for name in REQUIRED if name not in found(header) and name not in options.columns), "date")
     usual = [name for name in dict.fromkeys(catalogue.names[missing]) if name.isascii() and name]
@@ -447,7 +460,7 @@ def _no_columns(rows: Sequence[Sequence[str]], catalogue: Catalogue, options: Op
 def _with_symbol(layout: Layout, sheet: Sheet) -> Layout:
     """What the file's name says: the symbol, unless a column has it or the name is none, and perhaps the timeframe."""
     name = stem(sheet.name)
-    found = re.fullmatch(layout.format.symbol or r"(?P<symbol>.+)", name, re.DOTALL)
+    found = re.fullmatch(layout.format.symbol or NAMED, name, re.DOTALL)
     groups = found.groupdict() if found else {}
     timeframe = (groups.get("timeframe") or "").strip("_").split("_20")[0] or None
     symbol = groups.get("symbol") or ""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from larder.log import printable
 
 if TYPE_CHECKING:
-    from larder.bars import Inspection
+    from larder.bars.model import Inspection, Stored
 
 SYMBOLS = 8
 WIDTH = 14
@@ -39,6 +39,8 @@ def as_text(inspection: "Inspection") -> str:
             "bars",
             f"{one.bars:,} good, {one.rejected:,} rejected" + (f", {one.left_out:,} left out" * bool(one.left_out)),
         )
+    if one.stored:
+        line("stored", stored(one.stored))
     for reason, count in one.reasons.items():
         line("rejected", f"{count:,}  {reason}")
     for example in one.examples:
@@ -49,6 +51,18 @@ def as_text(inspection: "Inspection") -> str:
         lines += ["", "The first bars, as they would be stored:", *_bars(one.head)]
     # The very text that load says.
     return "\n".join([*lines, "", printable(one.refusal) if one.refusal else "It would be loaded."])
+
+
+def stored(one: "Stored") -> str:
+    """How many bars are new, and which stored ones a load replaces."""
+    told = f"{one.new:,} new, {one.equal:,} stored already"
+    if not one.replaced:
+        return told
+    more = f" and {len(one.symbols) - SYMBOLS:,} more symbols" if len(one.symbols) > SYMBOLS else ""
+    return (
+        f"{told}, {one.replaced:,} stored with other values, which would be replaced: {one.first_replaced} to "
+        f"{one.last_replaced} of {', '.join(one.symbols[:SYMBOLS])}{more}"
+    )
 
 
 def _rejected(example: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import codecs
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -113,6 +114,15 @@ def columns(text: str) -> dict[str, str]:
         found[name.strip()] = column.strip()
     checked: dict[str, str] = check("columns", found)
     return checked
+
+
+def command(path: Path, options: Options, **more: str) -> str:
+    """What to type to load a file: with what was given already, and more."""
+    given = {name: getattr(options, name) for name in OPTIONS}
+    given["columns"] = ",".join(f"{field}={column}" for field, column in options.columns.items())
+    given["resample"] = "1d" * options.resample
+    words = [f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in (given | more).items() if value]
+    return " ".join(["larder load", *sorted(words), shlex.quote(str(path))])
 
 
 @dataclass(frozen=True)

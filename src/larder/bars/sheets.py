@@ -14,19 +14,26 @@ from larder.errors import RefusedFileError
 BATCH_BYTES = 1 << 20  # pyarrow reads several ahead
 BATCH_ROWS = 1 << 16
 BROKEN_LINES = 1000  # so many are kept as examples; all are counted
+REMARKS = 10  # so many lines of a file may be no bars: titles, sources, totals
 
 
 @dataclass
 class Broken:
-    """Lines of too few or too many columns."""
+    """Lines of too few or too many columns; a few without any separator, which do not begin as a bar, are remarks."""
 
     count: int = 0
+    remarks: int = 0
     lines: list[str] = field(default_factory=list)
 
     def __call__(self, row: pa.csv.InvalidRow) -> str:
-        self.count += 1
+        text = row.text or ""
+        if row.actual_columns == 1 and not text.lstrip("\"' ")[:1].isdigit() and self.remarks < REMARKS:
+            self.remarks += 1
+            return "skip"
+        # A quotation mark without its second one makes one line of many.
+        self.count += 1 + text.strip().count("\n")
         if len(self.lines) < BROKEN_LINES:
-            self.lines.append((row.text or "")[:1000])
+            self.lines.append(text[:1000])
         return "skip"
 
 

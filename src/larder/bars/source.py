@@ -17,6 +17,11 @@ from urllib.parse import unquote
 
 from larder.errors import RefusedFileError
 
+
+class NoTableError(RefusedFileError):
+    """What cannot hold bars at all: beside tables in an archive, it is passed over."""
+
+
 SAMPLE = 1 << 18
 LARGEST = 16 << 30  # unpacked: an archive may hold more than any disk
 MEMBERS = 100_000
@@ -24,6 +29,7 @@ BOOKKEEPING = {"_SUCCESS", "_metadata", "_common_metadata"}
 ENDING = re.compile(r"\.(?:csv|txt|tsv|tab|prn|dat|parquet|parq|pq|gz|gzip|bz2|xz|zip|zst)$", re.IGNORECASE)
 # What browsers and file managers add to the name of a second copy.
 COPY = re.compile(r"\s*(?:\(\d{1,3}\)| - (?:Copy|Kopie|copia)(?: \(\d+\))?| copy(?: \d+)?)$", re.IGNORECASE)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 # Files that hold no table of text: what they are, and what to do.
 OTHERS = {
@@ -68,6 +74,7 @@ class Source:
     path: Path
     compression: str | None
     sheets: list[Sheet]
+    passed_over: list[str] = field(default_factory=list)
     partitions: dict[str, str] = field(default_factory=dict)
 
 
@@ -91,14 +98,16 @@ def open_source(path: Path) -> Source:
     if not start:
         raise RefusedFileError("the file is empty.")
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return Source(path, "zip", list(_members(path)), partitions)
+        sheets, passed_over = _members(path)
+        return Source(path, "zip", sheets, passed_over, partitions)
     if start.startswith(b"PAR1"):
-        return Source(path, None, [Sheet(path, path.name, None, parquet=True)], partitions)
+        return Source(path, None, [Sheet(path, path.name, None, parquet=True)], [], partitions)
     compression = next((name for magic, name in PACKED.items() if start.startswith(magic)), None)
-    return Source(path, compression, [_sheet(path, path.name, compression, None)], partitions)
+    return Source(path, compression, [_sheet(path, path.name, compression, None)], [], partitions)
 
 
-def _members(path: Path) -> Iterator[Sheet]:
+def _members(path: Path) -> tuple[list[Sheet], list[str]]:
+    """The tables of an archive, and what is said of members that are none."""
     with zipfile.ZipFile(path) as archive:
         infos = [i for i in archive.infolist() if not i.is_dir()]
     names = {info.filename for info in infos}
@@ -109,10 +118,22 @@ def _members(path: Path) -> Iterator[Sheet]:
         raise RefusedFileError("the archive holds no file.")
     if len(parts) > MEMBERS:
         raise RefusedFileError(f"the archive holds {len(parts)} files; {MEMBERS} are allowed.")
+    sheets: list[Sheet] = []
+    passed_over: list[str] = []
     for info in parts:
         if info.flag_bits & 1:
             raise RefusedFileError(f"{info.filename} in the archive is encrypted: unpack it with its password.")
-        yield _sheet(path, info.filename, "zip", info.filename)
+        if info.compress_type not in METHODS:
+            raise RefusedFileError(
+                f"{info.filename} in the archive is packed by a method that is not usual: unpack it."
+            )
+        try:
+            sheets.append(_sheet(path, info.filename, "zip", info.filename))
+        except NoTableError as error:
+            passed_over.append(error.message)
+    if not sheets:
+        raise RefusedFileError(passed_over[0])
+    return sheets, passed_over
 
 
 def _sheet(path: Path, name: str, compression: str | None, member: str | None) -> Sheet:
@@ -120,14 +141,14 @@ def _sheet(path: Path, name: str, compression: str | None, member: str | None) -
         sample = stream.read(SAMPLE)
     where = f"{member} in the archive" if member else "the file"
     if not sample.strip():
-        raise RefusedFileError(f"{where} is empty.")
+        raise NoTableError(f"{where} is empty.")
     if sample.startswith((b"PAR1", b"PK\x03\x04", *PACKED)):
         raise RefusedFileError(f"{where} is packed twice: unpack it.")
     if len(sample) > 262 and sample[257:262] == b"ustar":
         raise RefusedFileError(f"{where} is a tar archive: unpack it, or pack it with zip.")
     for magic, what in OTHERS.items():
         if sample.startswith(magic):
-            raise RefusedFileError(f"{where} is {what}.")
+            raise NoTableError(f"{where} is {what}.")
     return Sheet(path, name, compression, member, sample=sample)
 
 
@@ -190,7 +211,9 @@ def encodings(sample: bytes) -> list[str]:
 
     best = from_bytes(sample[: 1 << 14]).best()
     likely = [codecs.lookup(best.encoding).name] if best and not best.encoding.startswith("utf") else []
-    return [e for e in dict.fromkeys([*likely, "cp1252", "cp1250"]) if decode(sample, e) is not None]
+    # Those that have a letter for nearly every byte are tried as well: a wrong one shows no column that is known.
+    others = ("cp1252", "cp1250", "gb18030", "cp932", "big5", "cp949", "cp1251")
+    return [e for e in dict.fromkeys([*likely, *others]) if decode(sample, e) is not None]
 
 
 def decode(sample: bytes, encoding: str) -> str | None:

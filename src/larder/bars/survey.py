@@ -4,6 +4,7 @@ A number or a date may be read in several ways (3/4/2026, 1,234), and only the f
 gone through twice: the survey settles how it is read, or refuses it before a single bar was given.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -21,9 +22,11 @@ from larder.bars import dates, numbers, sheets
 from larder.bars.catalogue import Catalogue, Format
 from larder.bars.model import NUMBERS, Inspection, Options
 from larder.bars.recognise import DAILY, Layout, recognise
-from larder.bars.source import Sheet, Source, open_source, stem
+from larder.bars.settings import command
+from larder.bars.source import NoTableError, Sheet, Source, open_source, stem
 from larder.errors import RefusedFileError
 
+NAME_OF_FILE = re.compile(r"[^\s\x00-\x1f\x7f]{1,64}")
 NAME = r"^[^\s[:cntrl:]]{1,64}$"
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WEEKEND = (5, 6)
@@ -42,6 +45,11 @@ ZONES = (
 )
 # What browsers and copying programs call a file that is not whole.
 UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".swp", "~")
+# What the names of files call weekly and longer bars.
+LONGER_NAMES = r"(?i:weekly|monthly|w1|mn1?|[wmqy]|10080|43200|1w|1mo)|1M"
+LONGER = "one bar per trading day is allowed, and daily bars cannot be made of longer ones: export daily bars"
+ZONE = "AREA/CITY"  # for the user to fill in
+TABLES = (".csv", ".tsv", ".csv.gz", ".parquet")  # what by its name should hold one
 NO_KEY = -1
 FIRST_OF_INT32 = 1 << 31
 Keys = npt.NDArray[np.int64]
@@ -74,6 +82,10 @@ class Survey:
     symbols: dict[str, int] = field(default_factory=dict)
     repeated: Mask = field(default_factory=lambda: np.zeros(0, np.bool_))
     last_day: date = date.max
+    # So far: rows that are no bars, lines without a separator, and how often the header line came again.
+    remarks: int = 0
+    titles: int = 0
+    headers: int = 0
 
 
 @dataclass
@@ -93,7 +105,7 @@ class _Seen:
     # Stamps that are instants and that no zone turns into days.
     clocks: Counter[int] = field(default_factory=Counter)
     instants: list[dates.Times] = field(default_factory=list)
-    stamp: str = ""
+    offsets: bool = False  # whether some name an offset from UTC
 
 
 def survey(path: Path, options: Options, told: Inspection) -> Survey:
@@ -107,8 +119,15 @@ def survey(path: Path, options: Options, told: Inspection) -> Survey:
     )
     seen = _Seen()
     for sheet in source.sheets:
-        part = _part(sheet, found)
+        try:
+            part = _part(sheet, found)
+        except NoTableError as error:
+            if len(source.sheets) == 1 or sheet.name.lower().endswith(TABLES):
+                raise
+            source.passed_over.append(error.message)
+            continue
         found.parts.append(part)
+        told.warnings += _odd_names(part, options)
         layout = part.layout
         told.format, told.why, told.encoding, told.delimiter = (
             layout.format.name,
@@ -117,12 +136,16 @@ def survey(path: Path, options: Options, told: Inspection) -> Survey:
             layout.delimiter,
         )
         _note(part, found, seen)
+    if not found.parts:
+        raise RefusedFileError(source.passed_over[0])
+    told.warnings += [f"passed over: {message}" for message in source.passed_over]
     if not seen.rows + seen.broken:
         raise RefusedFileError("it holds no bars: nothing follows its header line.")
     if seen.broken > max(options.max_rejected, 0.5) * (seen.rows + seen.broken):
         raise RefusedFileError(
             f"{seen.broken} of its {seen.rows + seen.broken} lines have too few or too many columns; so look decimal "
-            "commas without quotes between commas, and lines with another separator than the header's."
+            "commas without quotes between commas, lines with another separator than the header's, and a quotation "
+            "mark that nothing ends."
         )
     _settle_numbers(found, told)
     _settle_order(found, seen, told)
@@ -149,7 +172,7 @@ def _part(sheet: Sheet, found: Survey) -> Part:
     try:
         layout = recognise(sheet, header, found.catalogue, said)
     except RefusedFileError as error:
-        raise RefusedFileError(
+        raise type(error)(
             f"{sheet.member} in the archive: {error.message}" if sheet.member else error.message
         ) from None
     # What the user says goes before what the format says.
@@ -163,19 +186,33 @@ def _part(sheet: Sheet, found: Survey) -> Part:
     )
     partition = next((partitions[key] for key in ("symbol", "ticker", "instrument", "code") if key in partitions), None)
     columns = {name: places for name, places in layout.columns.items() if name != "symbol" or not said.symbol}
+    if not (
+        said.symbol or partition or layout.wide or "symbol" in columns or NAME_OF_FILE.fullmatch(layout.symbol or "A")
+    ):
+        raise RefusedFileError(
+            f"its name ({stem(sheet.name)}) is no symbol, which has 1 to 64 characters and no blanks: rename it to "
+            "SYMBOL.csv, or say --symbol NAME."
+        )
     layout = replace(layout, format=entry, columns=columns, symbol=said.symbol or partition or layout.symbol)
     if not layout.symbol and not layout.wide and "symbol" not in columns:
         raise RefusedFileError(
             f"nothing names its symbol, no column and not its name ({stem(sheet.name)}): rename it to SYMBOL.csv, or "
             "say --symbol NAME or --columns symbol=…."
         )
-    if layout.timeframe and layout.timeframe.lower() not in DAILY and not entry.resample:
-        raise RefusedFileError(
-            f"its name says that its bars are {layout.timeframe}, not daily ones; --resample 1d makes daily bars of "
-            "intraday ones."
-        )
     found.resample = found.resample or entry.resample
     return Part(sheet, layout)
+
+
+def _odd_names(part: Part, said: Options) -> list[str]:
+    """What to say of names that are taken as they are, and may mean something else."""
+    layout, odd = part.layout, []
+    by_name = not said.symbol and "symbol" not in layout.columns and stem(part.sheet.name) == layout.symbol
+    if by_name and re.search(r"[-_ .](?:19|20)\d\d$", layout.symbol or ""):
+        odd.append(f"the symbol {layout.symbol}, which is the file's name, ends in a year: --symbol gives another one")
+    volumes = [cell for cell in layout.header if re.match(r"\s*vol(?:ume|(?![a-z]))", cell, re.IGNORECASE)]
+    if volumes and "volume" not in layout.columns and not layout.wide:
+        odd.append(f"no volume is taken, since {volumes[0]} may be another unit: --columns volume=… takes it")
+    return odd
 
 
 def counts(part: Part, rows: sheets.Rows) -> Mask | None:
@@ -279,6 +316,7 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
             if differ.any():
                 seen.doubtful = str(rows.columns["date"][int(differ.argmax())].as_py())
         noted: dict[int, tuple[Keys, Keys]] = {}
+        bad: dict[str, Mask] = {}
         for order, one in stamps.items():
             if id(one) not in noted:  # the same for all orders, where the order is no matter
                 day, seconds = days_of(one, entry)
@@ -290,10 +328,14 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
             seen.keys.setdefault(order, []).append(keys)
             seen.seconds.setdefault(order, []).append(seconds)
             day_numbers = days_in(keys)
-            seen.bad[order] += int(((keys == NO_KEY) | (day_numbers < first) | (day_numbers > last)).sum())
+            bad[order] = (keys == NO_KEY) | (day_numbers < first) | (day_numbers > last)
+        # What no order reads, such as a remark below the bars, tells nothing of the order.
+        unread = np.all(list(bad.values()), axis=0)
+        seen.bad.update({order: int((mask & ~unread).sum()) for order, mask in bad.items()})
         one = next(iter(stamps.values()))
         seen.rows += rows.count
-        seen.readable += int((~np.isnat(one.local)).sum())
+        seen.readable += max(int((~np.isnat(each.local)).sum()) for each in stamps.values())
+        seen.offsets = seen.offsets or bool((one.offset != dates.NAIVE).any())
         if not entry.zone:
             instants = (one.offset == 0) & ~np.isnat(one.local)
             if instants.any():
@@ -317,9 +359,16 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
 
 def _settle_numbers(found: Survey, told: Inspection) -> None:
     for part in found.parts:
+        if part.marks.treasury and part.marks.treasury == part.marks.apostrophes:
+            raise RefusedFileError(
+                "its prices (such as 108'165) can be read with an apostrophe between thousands and as thirty-seconds: "
+                "write them with a decimal point."
+            )
         mark = part.layout.format.decimal
         if not mark:
-            mark, why = part.marks.decimal(found.options.max_rejected)
+            # Semicolons separate columns where a comma is the decimal mark.
+            points = part.layout.delimiter == ";"
+            mark, why = part.marks.decimal(found.options.max_rejected, points=points)
             if not mark:
                 where = f"{part.sheet.member} in the archive: " if part.sheet.member else ""
                 raise RefusedFileError(f"{where}{why}; --decimal . or --decimal , says which it is.")
@@ -331,7 +380,8 @@ def _settle_order(found: Survey, seen: _Seen, told: Inspection) -> None:
     """Which of three numbers is the day."""
     if not seen.readable:
         raise RefusedFileError(
-            f"no value of its date column is a date (the first is {seen.example[:60]!r}); allowed are {dates.ALLOWED}."
+            f"no value of its date column is a date (the first is {seen.example[:60]!r}); allowed are {dates.ALLOWED}. "
+            "--columns date=… names another column."
         )
     told.dates = ", ".join(sorted(seen.met - {"three numbers"}))
     said = {part.layout.format.dates for part in found.parts} - {None}
@@ -362,6 +412,11 @@ def _settle_days(found: Survey, seen: _Seen, told: Inspection) -> None:
         if entry.zone and entry.day_starts
         else entry.zone or "as written"
     )
+    for part in found.parts:
+        named = part.layout.timeframe
+        if named and named.lower() not in DAILY and not found.resample:
+            way = LONGER if re.fullmatch(LONGER_NAMES, named) else _resampling(found, seen)
+            raise RefusedFileError(f"its name says that its bars are {named}, not daily ones; {way}.")
     rows = np.flatnonzero(keys != NO_KEY)
     order = rows[np.lexsort((seconds[rows], keys[rows]))]
     ordered, clock = keys[order], seconds[order]
@@ -377,10 +432,7 @@ def _settle_days(found: Survey, seen: _Seen, told: Inspection) -> None:
             symbol = list(found.symbols)[ordered[first] >> 32]
             day = np.datetime64(int(days_in(ordered[first : first + 1])[0]), "D")
             times = f"{_clock(clock[first])} and {_clock(clock[first + 1])} on {day}"
-            raise RefusedFileError(
-                f"it holds intraday bars ({symbol} has {times}); one bar per day is allowed, and --resample 1d --zone "
-                "AREA/CITY makes them."
-            )
+            raise RefusedFileError(f"it holds intraday bars ({symbol} has {times}); {_resampling(found, seen)}.")
     _refuse_instants(found, seen, ordered, clock, told)
     if not found.resample:
         _refuse_longer(ordered, same_day, told)
@@ -388,6 +440,11 @@ def _settle_days(found: Survey, seen: _Seen, told: Inspection) -> None:
     found.repeated = np.zeros(len(keys), np.bool_)
     found.repeated[order[1:][again]] = found.repeated[order[:-1][again]] = True
     told.warnings += _weekend(found, ordered)
+
+
+def _resampling(found: Survey, seen: _Seen) -> str:
+    zone = {"zone": ZONE} if seen.clocks else {}
+    return f"to make daily bars: {command(found.source.path, found.options, resample='1d', **zone)}"
 
 
 def _clock(seconds: int) -> str:
@@ -400,18 +457,21 @@ def _refuse_instants(found: Survey, seen: _Seen, keys: Keys, clock: Keys, told: 
     if sum(odd.values()) > found.options.max_rejected * sum(seen.clocks.values()):
         clocks = " and ".join(_clock(c) for c, _ in Counter(odd).most_common(2))
         instants = np.concatenate(seen.instants)
-        likely = _likely_zones(instants[instants.astype("datetime64[D]") != instants])
+        likely = [] if found.resample else _likely_zones(instants[instants.astype("datetime64[D]") != instants])
         hint = f"that looks like midnight in {' or '.join(likely)}; " if likely else ""
         raise RefusedFileError(
-            f"its times are instants in UTC and no midnights there ({clocks}); {hint}--zone AREA/CITY says whose days "
-            "they are."
+            f"its times are instants in UTC and no midnights there ({clocks}); {hint}say whose days they are: "
+            f"{command(found.source.path, found.options, zone=ZONE)}."
         )
     weekdays = set(((days_in(keys) + 3) % 7).tolist())
     stamped = told.zone == "as written" and bool((clock > 0).any())
     if stamped and not found.resample and 6 in weekdays and 4 not in weekdays and len(keys) >= 10:
+        begin = _clock(int(np.bincount(clock).argmax()))
+        more = {"zone": ZONE} if seen.offsets else {"day_starts": begin}
         raise RefusedFileError(
-            "it has bars on Sundays and none on Fridays, and times that are no midnights: they may be of another zone, "
-            "a day early; --zone AREA/CITY says whose days they are."
+            f"it has bars on Sundays and none on Fridays, and times that are no midnights ({begin}): they may be a day "
+            f"early; {command(found.source.path, found.options, **more)} moves them, and --zone of a market that is "
+            "open on Sundays takes them as they are."
         )
 
 
@@ -436,9 +496,7 @@ def _refuse_longer(keys: Keys, same_day: Mask, told: Inspection) -> None:
         return
     days = int(np.median(gap[within]))
     told.timeframe = f"{days} days"
-    raise RefusedFileError(
-        f"it holds bars that are {days} days apart (weekly or monthly ones); one bar per trading day is allowed."
-    )
+    raise RefusedFileError(f"it holds bars that are {days} days apart (weekly or monthly ones); {LONGER}.")
 
 
 def _weekend(found: Survey, keys: Keys) -> list[str]:

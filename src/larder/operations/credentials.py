@@ -39,6 +39,11 @@ class Credentials:
             ) from None
 
     @property
+    def given(self) -> bool:
+        """Whether there are any: some commands do with less where there are none."""
+        return bool(self._directory or os.environ.get("CREDENTIALS_DIRECTORY"))
+
+    @property
     def load_url(self) -> str:
         """PostgreSQL as the role that writes bars."""
         return self._read("load_url")

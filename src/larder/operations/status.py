@@ -223,7 +223,9 @@ def _read(connection: psycopg.Connection, store: Any, views: list[Any], result: 
 
 
 def as_text(result: Status) -> str:
-    lines = [f"{'view':<34}{'fed by':<8}{'features':>8}{'rows':>12}  {'newest':<18}{'materialized':<18}"]
+    # The verdict comes first: what follows it are figures, of which none may sound better.
+    verdict = ["not healthy:", *(f"- {problem}" for problem in result.problems)] if result.problems else ["healthy"]
+    lines = [*verdict, "", f"{'view':<34}{'fed by':<8}{'features':>8}{'rows':>12}  {'newest':<18}{'materialized':<18}"]
 
     def minute(time: datetime | None) -> str:
         return f"{time:%Y-%m-%d %H:%M}" if time else "never"
@@ -237,7 +239,7 @@ def as_text(result: Status) -> str:
         "",
         f"newest bar            {minute(result.newest_bar)}",
         f"last materialization  {minute(result.last_materialization)}{age}",
-        f"last run              {_told(result.last_run)}",
+        f"last run              {_told(result.last_run, len(result.refused_files))}",
         f"refused files         {len(result.refused_files):,}",
         f"rejected bars         {result.rejected_bars:,}",
         f"symbols to compute    {result.pending_symbols:,}",
@@ -246,13 +248,14 @@ def as_text(result: Status) -> str:
         lines.append(
             f"online read           {result.read['features']} features in {result.read['latency_ms']:.1f} ms (median)"
         )
-    return "\n".join([*lines, "", *(result.problems or ["healthy"])])
+    return "\n".join(lines)
 
 
-def _told(run: runs.Run | None) -> str:
+def _told(run: runs.Run | None, refused: int) -> str:
     if run is None:
         return "never"
     if run.under_way:
         return f"{run.began:%Y-%m-%d %H:%M}, under way"
-    how = "did not end" if run.ended is None else "failed" if run.failure else "succeeded"
+    done = "left out refused files" if refused else "succeeded"
+    how = "did not end" if run.ended is None else "failed" if run.failure else done
     return f"{run.began:%Y-%m-%d %H:%M}, {how}"

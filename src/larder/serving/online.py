@@ -21,7 +21,6 @@ Feast has no notion of age on reads: whatever its view's TTL, an old value is `P
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +40,7 @@ from larder.serving.failures import is_outage
 from larder.serving.hashes import Hashes
 from larder.serving.plan import DeclinedError, Plan, declined, left
 from larder.serving.query import JSON, Query, RefusedError, body_of
-from larder.serving.turns import Pieces, Turns, Unsent
+from larder.serving.turns import Pieces, Turns, Unsent, max_values
 
 log = logging.getLogger("uvicorn.error")
 
@@ -53,8 +52,6 @@ ANSWER = b"larder-answer"
 CLIENT = b"larder-client"
 # Clients choose what is planned: no more of it than this is kept.
 MAX_PLANS = 200
-# Features times rows in one request: some 9 MB of JSON where every value has an event time of its own, and an age.
-MAX_VALUES = 100_000
 # A body and a read below these need no turn.
 SMALL_BODY, SMALL_READ = 16_384, 1000
 # Larger requests that are in memory at a time, and of one client: so that some work while Redis works for the others.
@@ -74,7 +71,7 @@ class Online:
     def __init__(self, store: FeatureStore, feast: FastAPI, failed: Failed) -> None:
         """Serve from a store whose application is `feast`; `failed` makes the answer to a request that raised."""
         self.store, self.feast, self.failed = store, feast, failed
-        self.most = int(os.environ.get("LARDER_MAX_VALUES", MAX_VALUES))
+        self.most = max_values()
         self.plans: dict[tuple[tuple[str, ...], str, bool], Plan] = {}
         self.left, self.declined = left(store), declined(store)
         self.hashes = Hashes(store)

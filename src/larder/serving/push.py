@@ -43,6 +43,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from larder.serving.failures import is_json, sentence, shown, wrong_content_type
+from larder.serving.turns import max_values
 
 # What a push with `to` writes, and what Feast's permissions call it.
 TARGETS = {
@@ -137,6 +138,10 @@ def rows(df: Mapping[str, Any]) -> Columns:
     for name, other in lengths.items():
         if other != length:
             raise refusal(f"the columns of df differ in length: {named(first)} has {length}, {named(name)} {other}")
+    if (values := len(df) * length) > (most := max_values()):
+        raise refusal(
+            f"{length} rows x {len(df)} columns are {values} values, and a push may hold {most}: push in parts", 413
+        )
     return dict(df)
 
 

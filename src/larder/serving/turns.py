@@ -1,15 +1,23 @@
 """What keeps one client from taking a worker away from all others: turns at its work, and a bound on its memory."""
 
 import asyncio
+import os
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+# Columns times rows in one request: some 9 MB of JSON where a read gets an event time and an age with every value.
+MAX_VALUES = 100_000
 # Small reads within so many seconds are reason enough to leave them room.
 RECENT_SECONDS = 0.25
 # How long the event loop is left to small reads after a piece, in times of the piece, when many requests wait.
 MOST_REST = 4
+
+
+def max_values() -> int:
+    """How many values one request may read or push."""
+    return int(os.environ.get("LARDER_MAX_VALUES", MAX_VALUES))
 
 
 class Turns:
