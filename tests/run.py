@@ -1,6 +1,7 @@
 """The whole check: lint, unit tests and every Molecule scenario, two at a time.
 
-    ./larder test            everything but the soak; of the scenario rotation what a day has time for
+    ./larder test            lint, unit, and every scenario of molecule/; of rotation what a day has time for
+    ./larder test quick      lint and unit, side by side
     ./larder test redis      one scenario; also lint, unit, soak, or several of these
     ./larder test rotation   all of it: three rotations, killed at every step, CAs renewed
     ./larder bench           the scenario bench, which measures, and its report
@@ -36,16 +37,20 @@ LONGEST_FIRST = (
     "default",
     "rotation",
     "leaks",
-    "repository",
     "feature_server",
-    "gateway",
-    "pipeline",
     "timescaledb",
+    "pipeline",
+    "gateway",
     "feast",
     "redis",
+    "repository",
+    "base",
 )
-# Scenarios outside the whole check: soak takes too long, and bench measures without passing or failing.
+QUICK = ("lint", "unit")
+# soak takes too long for every day, and bench measures without passing or failing: they stand outside molecule/, where
+# `molecule test --all` does not find them.
 OTHERS = ("soak", "bench")
+OTHERS_GLOB = "tests/*/molecule.yml"
 # What is shown of a failed part's log: the lines that went wrong, and the end.
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 WRONG = re.compile(r"^(E {3}|fatal:|failed:|FAILED |ERROR |\[ERROR\]|error:|found |SC\d)|: error: |^\S+:\d+(:\d+)?: ")
@@ -109,23 +114,29 @@ def unit() -> list[list[str]]:
     return [["pytest", "-q", "-p", "no:cacheprovider", "tests/unit"]]
 
 
-def molecule(scenario: str) -> Callable[[], list[list[str]]]:
-    return lambda: [["molecule", "test", "--no-command-borders", "--scenario-name", scenario]]
+def molecule(scenario: str, action: str = "test") -> list[str]:
+    """Return the command that does something with a scenario."""
+    found = ["env", f"MOLECULE_GLOB={OTHERS_GLOB}"] if scenario in OTHERS else []
+    return [*found, "molecule", action, "--no-command-borders", "--scenario-name", scenario]
+
+
+def daily(scenario: str) -> Callable[[], list[list[str]]]:
+    return lambda: [molecule(scenario)]
 
 
 def whole_rotation() -> list[list[str]]:
     """Return the scenario rotation with all that takes long."""
-    return [["env", "LARDER_SOAK=1", *command] for command in molecule("rotation")()]
+    return [["env", "LARDER_SOAK=1", *molecule("rotation")]]
 
 
 def soak() -> list[list[str]]:
-    return [*molecule("soak")(), *whole_rotation()]
+    return [molecule("soak"), *whole_rotation()]
 
 
 def bench() -> list[list[str]]:
     results = STATE / "benchmarks"
     return [
-        *molecule("bench")(),
+        molecule("bench"),
         [sys.executable, "bench/deployment.py", str(results / "deployment.json")],
         [str(VENV / "bin/python"), "bench/report.py", str(results), "docs"],
     ]
@@ -180,8 +191,8 @@ def interrupted(lanes: Lanes, number: int) -> None:
     with suppress(OSError):  # the terminal may be gone
         print(f"\n==> stopped by {signal.Signals(number).name}: {', '.join(parts)}", flush=True)
     for part in parts:
-        if part in scenarios():
-            subprocess.run(["molecule", "destroy", "-s", part], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        if part not in QUICK:
+            subprocess.run(molecule(part, "destroy"), cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     os._exit(128 + number)
 
 
@@ -202,13 +213,14 @@ def show(part: str) -> None:
 def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
     """Return the parts to run, by name."""
     parts: dict[str, Callable[[], list[list[str]]]] = {"lint": lint, "unit": unit}
-    parts |= {name: molecule(name) for name in scenarios()} | {"soak": soak, "bench": bench}
-    unknown = [name for name in names if name not in parts]
+    parts |= {name: daily(name) for name in scenarios()} | {"soak": soak, "bench": bench}
+    unknown = [name for name in names if name not in (*parts, "quick")]
     if unknown:
-        sys.exit(f"larder test: no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
+        sys.exit(f"larder test: no such part: {', '.join(unknown)}; there are quick, {', '.join(parts)}")
     if names:
         parts["rotation"] = whole_rotation
-    return {name: part for name, part in parts.items() if (name in names if names else name not in OTHERS)}
+    wanted = {*names, *(QUICK if "quick" in names else ())} or parts.keys() - set(OTHERS)
+    return {name: part for name, part in parts.items() if name in wanted}
 
 
 def summary(parts: int, failed: int) -> str:

@@ -143,6 +143,32 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("an unknown tag", "the value at line 2, column 10"),
+        ("a doubled name", "the name at line 3, column 3 stands"),
+        ("two documents", "it holds more than one document"),
+        ("a list", "it holds no variables"),
+    ],
+)
+def test_the_place_of_what_cannot_be_read_is_named(name: str, place: str) -> None:
+    with pytest.raises(larder_vault.VaultError, match=place):
+        larder_vault.renewed(REFUSED[name], RULES, [], NEW)
+
+
+@pytest.mark.parametrize(
+    ("secret", "sentence"),
+    [
+        ("other", "secrets has a name that is none of the vault's; it has "),
+        ("archive_secrets.archive_passphrase", "a passphrase opens what was closed with it, and is never made anew"),
+    ],
+)
+def test_what_is_no_secret_and_a_passphrase_cannot_be_renewed(secret: str, sentence: str) -> None:
+    with pytest.raises(larder_vault.VaultError, match=sentence):
+        larder_vault.renewed(FORMS["flow"], RULES, [secret], NEW)
+
+
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
 def test_an_unreadable_vault_is_refused_without_showing_it(text: str) -> None:
     for wanted in ([], [CANARY]):

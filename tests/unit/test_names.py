@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-FILES = re.compile(r"site\.yml|(ansible|bench|molecule)/.+\.ya?ml|roles/[^/]+/(tasks|handlers)/.+\.ya?ml")
+FILES = re.compile(r"site\.yml|(ansible|molecule|tests)/.+\.ya?ml|roles/[^/]+/(tasks|handlers)/.+\.ya?ml")
 # What a name may begin with: only verbs that some name uses. Add one if none of these says the same.
 VERBS = """
     Add Apply Bring Build Change Check Choose Compare Compile Complete Compute Configure Converge Copy Deploy Drop

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import playbooks
 import pytest
+import testinfra
 
 ROOT = Path(__file__).resolve().parents[3]
 # One kill after so many tasks more than the time before, until a run comes to its end.
@@ -17,8 +17,13 @@ STEP = 6
 
 
 @pytest.fixture
-def command(pytestconfig: pytest.Config) -> list[str]:
-    inventories = [ROOT / "molecule/shared/inventory", pytestconfig.getoption("--ansible-inventory")]
+def inventory(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("--ansible-inventory"))
+
+
+@pytest.fixture
+def command(inventory: str) -> list[str]:
+    inventories = [ROOT / "molecule/shared/inventory", inventory]
     return ["ansible-playbook", *(f"--inventory={path}" for path in inventories), "site.yml"]
 
 
@@ -43,12 +48,12 @@ def run_until(command: list[str], tasks: int) -> int | None:
         return process.wait()
 
 
-def test_killed_runs_are_finished_by_the_next(command: list[str], inventory: Any) -> None:
+def test_killed_runs_are_finished_by_the_next(command: list[str], inventory: str) -> None:
     tasks = STEP
     while (code := run_until(command, tasks)) is None:
         tasks += STEP
     assert code == 0
-    host = inventory.host("soak1")
+    host = testinfra.get_host("ansible://soak1?sudo=true", ansible_inventory=inventory)
     assert host.check_output("systemctl is-system-running") == "running"
     assert "ohlcv_features" in host.check_output("feast feature-views list")
     for unit in (
