@@ -48,6 +48,8 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 def write(module: AnsibleModule, path: Path, content: str, validate: str | None) -> None:
     """Put a file with the content in place, if the command finds nothing wrong with it."""
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path.parent} is no directory")
     temporary = Path(module.tmpdir, "new")
     temporary.touch(mode=0o600)
     temporary.write_text(content, encoding="utf-8")
