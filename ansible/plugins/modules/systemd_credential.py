@@ -31,7 +31,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changed_paths:
+differing:
   description: Files of the credentials that were not as wanted; in check mode, those that would be encrypted anew.
   type: list
   returned: always
@@ -89,12 +89,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    changed_paths = [
+    differing = [
         each["path"]
         for each in module.params["credentials"]
         if keep(module, each["name"], Path(each["path"]), each["content"])
     ]
-    module.exit_json(changed=bool(changed_paths), changed_paths=changed_paths)
+    module.exit_json(changed=bool(differing), differing=differing)
 
 
 if __name__ == "__main__":
