@@ -105,7 +105,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    changed_paths, diffs = [], []
+    changed_paths: list[str] = []
+    diffs: list[dict[str, str]] = []
     for wanted in module.params["files"]:
         try:
             changed, diff = put(module, wanted)
