@@ -86,6 +86,11 @@ def test_check_mode_writes_nothing_and_shows_the_difference(place: Path) -> None
     assert not (place / "none").exists()
 
 
+def test_the_difference_is_not_told_unless_it_is_asked_for(place: Path) -> None:
+    """A task of secrets says `diff: false`."""
+    assert run({"path": str(place / "file"), "content": "secret\n"})["diff"] == []
+
+
 def test_what_its_validator_refuses_is_not_put_in_place(place: Path) -> None:
     (place / "file").write_text("good\n")
     result = run({"path": str(place / "file"), "content": "bad\n", "validate": "grep good %s"})

@@ -114,8 +114,8 @@ def main() -> None:
             module.fail_json(msg=f"{wanted['path']}: {error}", changed_paths=changed_paths)
         if changed:
             changed_paths.append(wanted["path"])
-            diffs.append(diff)
-    module.exit_json(changed=bool(changed_paths), changed_paths=changed_paths, diff=[diff for diff in diffs if diff])
+            diffs += [diff] if diff and module._diff else []
+    module.exit_json(changed=bool(changed_paths), changed_paths=changed_paths, diff=diffs)
 
 
 if __name__ == "__main__":
