@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_task_on_the_controller_quotes_its_python() -> None:
-    """Mitogen splits ansible_python_interpreter as a shell does."""
+    """Ansible gives ansible_python_interpreter to a shell as it stands."""
     listed = subprocess.run(["git", "ls-files", "*.yml"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     lines = {
         line.strip()

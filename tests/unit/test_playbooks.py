@@ -119,3 +119,18 @@ def test_every_test_starts_ansible_in_this_environment() -> None:
     starting.remove("tests/shared/playbooks.py")
     assert {name for name in starting if "playbooks." not in (playbooks.ROOT / name).read_text()} == set()
     assert "molecule/rotation/tests/conftest.py" in starting
+
+
+def test_every_playbook_runs_with_a_strategy_of_ansible() -> None:
+    """A strategy plugin of somebody else reaches into Ansible's internals."""
+    root = Path(__file__).parents[2]
+    listed = subprocess.run(
+        ["git", "ls-files", "*.yml", "*.cfg", "*requirements*"], cwd=root, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    named = {
+        f"{name}: {line.strip()}"
+        for name in listed
+        for line in (root / name).read_text().splitlines()
+        if re.match(r"\s*(ANSIBLE_)?strategy(_plugins)?\s*[:=](?! ansible\.builtin\.)|mitogen", line, re.IGNORECASE)
+    }
+    assert named == set()

@@ -1,31 +1,22 @@
-"""Keep a systemd encrypted credential."""
+"""Keep systemd encrypted credentials."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: systemd_credential
-short_description: Keep a systemd encrypted credential
+short_description: Keep systemd encrypted credentials
 description:
-  - Encrypts a secret with the host's key, so that only this host's root and the services that load it can read it.
+  - Encrypts secrets with the host's key, so that only this host's root and the services that load them can read them.
   - Unlike C(community.general.systemd_creds_encrypt) it compares first - a credential that already decrypts to the
     wanted content is left alone - and neither the content nor its ciphertext is in the result.
 options:
-  name:
-    description: Name to which the credential is bound; the one that a unit's C(LoadCredentialEncrypted=) gives.
-    type: str
+  credentials:
+    description: >-
+      Each has C(name), to which the credential is bound and which a unit's C(LoadCredentialEncrypted=) gives; C(path),
+      the encrypted file; C(content), the secret; and may say with C(purpose) what it is for.
+    type: list
+    elements: dict
     required: true
-  path:
-    description: File of the encrypted credential.
-    type: path
-    required: true
-  content:
-    description: The secret. Required when I(state=present).
-    type: str
-  state:
-    description: Whether the credential exists.
-    type: str
-    choices: [present, absent]
-    default: present
 author:
   - The Larder authors
 """
@@ -33,19 +24,16 @@ author:
 EXAMPLES = r"""
 - name: Encrypt the configuration of a service
   systemd_credential:
-    name: feature_store.yaml
-    path: /etc/credstore.encrypted/serve.feature_store.yaml
-    content: "{{ lookup('ansible.builtin.template', 'feature_store.yaml.j2') }}"
+    credentials:
+      - name: feature_store.yaml
+        path: /etc/credstore.encrypted/serve.feature_store.yaml
+        content: "{{ lookup('ansible.builtin.template', 'feature_store.yaml.j2') }}"
 """
 
 RETURN = r"""
-path:
-  description: File of the encrypted credential.
-  type: str
-  returned: always
-differs:
-  description: Whether the credential was not as wanted; for a task that only asks, in check mode.
-  type: bool
+differing:
+  description: Files of the credentials that were not as wanted; in check mode, those that would be encrypted anew.
+  type: list
   returned: always
 """
 
@@ -74,30 +62,39 @@ def encrypt(module: AnsibleModule, name: str, path: Path, content: str) -> None:
     module.atomic_move(str(temporary), str(path))
 
 
+def keep(module: AnsibleModule, name: str, path: Path, content: str) -> bool:
+    """Encrypt the content where the credential does not hold it yet; return whether anything was not as wanted."""
+    changed = decrypted(module, name, path) != content
+    if changed and not module.check_mode:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        encrypt(module, name, path, content)
+    # In check mode there may be no file.
+    return bool(module.set_mode_if_different(str(path), 0o600, changed)) if path.exists() else changed
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str", "required": True},
-            "path": {"type": "path", "required": True},
-            "content": {"type": "str", "no_log": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "credentials": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True, "no_log": True},
+                    "purpose": {"type": "str"},
+                },
+            }
         },
-        required_if=[("state", "present", ["content"])],
         supports_check_mode=True,
     )
-    name, path, content = module.params["name"], Path(module.params["path"]), module.params["content"]
-    if module.params["state"] == "absent":
-        changed = path.exists()
-        if changed and not module.check_mode:
-            path.unlink()
-    else:
-        changed = decrypted(module, name, path) != content
-        if changed and not module.check_mode:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            encrypt(module, name, path, content)
-        if path.exists():  # in check mode it may not
-            changed = module.set_mode_if_different(str(path), 0o600, changed)
-    module.exit_json(changed=changed, differs=changed, path=str(path))
+    differing = [
+        each["path"]
+        for each in module.params["credentials"]
+        if keep(module, each["name"], Path(each["path"]), each["content"])
+    ]
+    module.exit_json(changed=bool(differing), differing=differing)
 
 
 if __name__ == "__main__":

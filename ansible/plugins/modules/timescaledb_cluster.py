@@ -60,6 +60,14 @@ lost:
   description: Whether the role ran before and nothing is in the data directory.
   type: bool
   returned: always
+configured:
+  description: Whether the role's settings are there.
+  type: bool
+  returned: always
+remembered:
+  description: Whether the marker names the cluster that is there.
+  type: bool
+  returned: always
 ansible_facts:
   description: >-
     C(larder_foreign_timescaledb_cluster), which holds the sentence of what is wrong, or nothing; ansible/preflight.yml
@@ -159,9 +167,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     data, marker, settings = (Path(module.params[name]) for name in ("data", "marker", "settings"))
+    present = identifier(data)
+    remembered = bool(present) and marker.exists() and marker.read_text().strip() == present
     if module.params["remember"]:
-        present = identifier(data)
-        changed = bool(present) and not (marker.exists() and marker.read_text().strip() == present)
+        changed = bool(present) and not remembered
         if changed and not module.check_mode:
             marker.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             marker.write_text(f"{present}\n")
@@ -170,7 +179,9 @@ def main() -> None:
     found = look(data, module.params["version"], marker, settings)
     said = sentence(data, found, module.params["variable"], recreate=module.params["recreate"])
     facts = {"larder_foreign_timescaledb_cluster": [said] if said else []}
-    module.exit_json(changed=False, lost=found.lost, ansible_facts=facts)
+    module.exit_json(
+        changed=False, lost=found.lost, configured=settings.exists(), remembered=remembered, ansible_facts=facts
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,0 @@
--- Is any configuration file newer than what the server has loaded, or does a loaded setting wait for a restart?
-SELECT EXISTS (
-    SELECT FROM unnest(ARRAY[
-        current_setting('hba_file'),
-        current_setting('config_file'),
-        regexp_replace(current_setting('config_file'), '[^/]+$', 'conf.d/larder.conf')
-    ]) AS file
-    WHERE (pg_stat_file(file)).modification > pg_conf_load_time()
-) OR EXISTS (SELECT FROM pg_settings WHERE pending_restart) AS pending
