@@ -23,7 +23,7 @@ options:
     description:
       - C(groups), the names of all groups; C(consumers), those that use a secret of another role.
       - C(secrets), a list of C(name) and C(purposes).
-      - Of the roles that run on this host, C(packages), and C(ports), each with C(service), C(port), C(instances), C(open_to).
+      - Of the roles on this host, C(packages), and C(ports), each with C(service), C(port), C(instances), C(open_to).
       - A file such as C(tasks/foreign.yml), the names of the roles on this host that have it.
     required: true
   groups:
