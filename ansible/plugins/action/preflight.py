@@ -479,12 +479,13 @@ def member_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
             yield f"base_users has {shown}, which is larder_user; people need an account of their own"
         for twice in {each for each in named if isinstance(each, str) and named.count(each) > 1}:
             yield f"base_users has {host.secrecy.show('base_users', twice)} twice, and must have it once"
-    purposes = stack.secrets["timescaledb_passwords"].purposes
-    roles, clients = host.get("timescaledb_roles"), host.get("timescaledb_extra_clients")
-    for purpose in roles if isinstance(roles, Mapping) else ():
-        if purpose not in purposes:
-            shown = host.secrecy.show("timescaledb_roles", purpose)
-            yield f"timescaledb_roles has {shown}, which is no purpose of the stack; there are {', '.join(purposes)}"
+    for name, passwords in (("redis_users", "redis_passwords"), ("timescaledb_roles", "timescaledb_passwords")):
+        purposes, held = stack.secrets[passwords].purposes, host.get(name)
+        for purpose in held if isinstance(held, Mapping) else ():
+            if purpose not in purposes:
+                shown = host.secrecy.show(name, purpose)
+                yield f"{name} has {shown}, which is no purpose of the stack; there are {', '.join(purposes)}"
+    clients = host.get("timescaledb_extra_clients")
     for client in clients if isinstance(clients, list) else ():
         purpose = client.get("purpose") if isinstance(client, Mapping) else None
         if isinstance(purpose, str) and purpose not in purposes:

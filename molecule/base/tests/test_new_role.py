@@ -37,7 +37,7 @@ class Checkout:
     """A copy of the checkout and of the scenario's inventory, with the role hello for the host stranger."""
 
     def __init__(self, path: Path, inventory: Path) -> None:
-        self.path, self.inventory = path, path / "inventory"
+        self.path, self.inventory = path, path / "inventory/trial"
         for part in PARTS:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, path / part)
@@ -61,8 +61,8 @@ class Checkout:
         )
 
     def faults(self, *arguments: str) -> str:
-        """Return what preflight says of the inventory; the hosts are not asked."""
-        return self.play("ansible/preflight.yml", "--limit=localhost", *arguments).stdout
+        """Return what preflight says of an inventory with faults, for which no host is asked."""
+        return self.play("ansible/preflight.yml", *arguments).stdout
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,6 @@ def checkout(tmp_path_factory, pytestconfig):
 @pytest.fixture(scope="module")
 def secret(checkout):
     """Return the new role's secret, which init_secrets adds to the vault."""
-    assert "all hosts: hello_tokens" not in checkout.faults()
     assert "stranger: hello_tokens is unset; it must hold a secret each for guest." in checkout.faults()
     added = checkout.play("ansible/init_secrets.yml")
     assert "Added to the vault: hello_tokens.guest." in added.stdout, added.stdout + added.stderr
