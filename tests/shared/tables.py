@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,19 @@ def code(*names: object) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def described(options: Mapping[str, Mapping[str, Any]], prefix: str = "") -> Iterator[tuple[str, ...]]:
+def described(
+    options: Mapping[str, Mapping[str, Any]], computed: Collection[str] = (), prefix: str = ""
+) -> Iterator[tuple[str, ...]]:
     """Return a row for each variable and for each part of one."""
     for name, option in options.items():
-        held = option.get("default")
-        default = "required" if option.get("required") else "" if held is None else code(yaml_text(held))
+        if "default" in option:
+            default = code(yaml_text(option["default"]))
+        else:
+            default = "required" if option.get("required") else "computed" if name in computed else ""
         text = re.sub(r"[CI]\((.*?)\)", r"`\1`", " ".join(str(option["description"]).split()))
         choices = f" One of {code(*option['choices'])}." if "choices" in option else ""
         yield code(f"{prefix}{name}"), option.get("type", "str"), default, text + choices
-        yield from described(option.get("options", {}), f"{prefix}{name}.")
+        yield from described(option.get("options", {}), prefix=f"{prefix}{name}.")
 
 
 def yaml_text(held: object) -> str:
@@ -46,8 +50,9 @@ def yaml_text(held: object) -> str:
 def variables(document: Path) -> str:
     """Return the variables of the role whose README the document is."""
     specifications = yaml.safe_load((document.parent / "meta/argument_specs.yml").read_text())["argument_specs"]
+    defaults = yaml.safe_load((document.parent / "defaults/main.yml").read_text())
     options = {name: option for entry in specifications.values() for name, option in entry["options"].items()}
-    return table(("variable", "type", "default", "meaning"), *described(options))
+    return table(("variable", "type", "default", "meaning"), *described(options, defaults))
 
 
 def declarations(_document: Path) -> str:
