@@ -20,12 +20,11 @@ STACK = larder_stack.read()
 LOADER = DataLoader()
 
 init_plugin_loader()
-lookup_loader.add_directory(str(ROOT / "ansible/plugins/lookup"))
 
 
 def ask(term: str, variables: dict[str, Any], **options: Any) -> list[Any]:
     templar = Templar(LOADER, variables)
-    found: list[Any] = lookup_loader.get("larder_stack", loader=LOADER, templar=templar).run(
+    found: list[Any] = lookup_loader.get("larder.stack.declared", loader=LOADER, templar=templar).run(
         [term], variables, **options
     )
     return found

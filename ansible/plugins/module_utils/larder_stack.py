@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from ansible.errors import AnsibleError
 
-ROLES = Path(__file__).parents[3] / "roles"
+# In a checkout the plugins are in ansible/plugins, in an installed collection in plugins.
+ROLES = next(place / "roles" for place in Path(__file__).resolve().parents if (place / "roles").is_dir())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,17 @@ import pytest
 import yaml
 
 ROOT = playbooks.ROOT
-PARTS = ["ansible", "ansible.cfg", "feature_repo", "pyproject.toml", "roles", "site.yml", "src", "templates"]
+PARTS = [
+    "ansible",
+    "ansible.cfg",
+    "collections",
+    "feature_repo",
+    "pyproject.toml",
+    "roles",
+    "site.yml",
+    "src",
+    "templates",
+]
 PLAY = """
 - name: Deploy hello
   hosts: hello
@@ -39,8 +49,10 @@ class Checkout:
     def __init__(self, path: Path, inventory: Path) -> None:
         self.path, self.inventory = path, path / "inventory/trial"
         for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, path / part)
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, path / part, symlinks=True)
+            else:
+                shutil.copy(ROOT / part, path)
         shutil.copytree(inventory, self.inventory)
         # All that a new role needs:
         shutil.copytree(ROOT / "tests/roles/hello", path / "roles/hello")

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
 import larder_stack
 
 DOCUMENTATION = """
-name: larder_stack
+name: declared
 author: The Larder authors
 short_description: What the roles declare in their meta/stack.yml
 description: A variable that the inventory does not set has its role's default.
