@@ -559,6 +559,10 @@ RELATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"base_firewall_extra": {"gatway": ["192.0.2.64"]}},
         "base_firewall_extra has 'gatway', which is no service (did you mean gateway?).",
     ),
+    "users that services need": (
+        {"redis_users": {"serve": "~* -@all +hmget", "push": "~* -@all", "monitor": "-@all", "admin": "-@all"}},
+        "redis_users has no materialize, which services of the stack log in as.",
+    ),
     "a client's purpose": (
         {"timescaledb_extra_clients": [{"purpose": "trian", "address": "192.0.2.64/32"}]},
         "timescaledb_extra_clients has the purpose 'trian'; there are load, pipeline, ",

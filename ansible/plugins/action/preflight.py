@@ -481,10 +481,12 @@ def member_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
             yield f"base_users has {host.secrecy.show('base_users', twice)} twice, and must have it once"
     for name, passwords in (("redis_users", "redis_passwords"), ("timescaledb_roles", "timescaledb_passwords")):
         purposes, held = stack.secrets[passwords].purposes, host.get(name)
-        for purpose in held if isinstance(held, Mapping) else ():
-            if purpose not in purposes:
+        if isinstance(held, Mapping):
+            for purpose in held.keys() - {*purposes}:
                 shown = host.secrecy.show(name, purpose)
                 yield f"{name} has {shown}, which is no purpose of the stack; there are {', '.join(purposes)}"
+            if missing := [purpose for purpose in purposes if purpose not in held]:
+                yield f"{name} has no {', '.join(missing)}, which services of the stack log in as"
     clients = host.get("timescaledb_extra_clients")
     for client in clients if isinstance(clients, list) else ():
         purpose = client.get("purpose") if isinstance(client, Mapping) else None
