@@ -62,7 +62,8 @@ def declarations(_document: Path) -> str:
         groups = [f"{code(group)}{hosts(limits)}" for group, limits in role.groups.items()]
         ports = [f"{code(port.port)} to {', '.join(port.open_to)}" for port in role.ports.values()]
         secrets = [
-            code(secret) + (f", used by {', '.join(declared.used_by)}" if declared.used_by else "")
+            f"{code(secret)}: {', '.join(declared.purposes)}"
+            + (f"; used by {', '.join(declared.used_by)}" if declared.used_by else "")
             for secret, declared in role.secrets.items()
         ]
         where = "every host" if role.every_host else ", ".join(groups)
