@@ -34,6 +34,8 @@ def prepare() -> None:
         os.environ["PATH"] = os.pathsep.join([programs, *path])
     if not has_utf_8():
         os.environ["LC_ALL"] = UTF_8
+    # Beside a galaxy.yml, Molecule otherwise warns that scenarios belong in extensions/.
+    os.environ.setdefault("MOLECULE_GLOB", "molecule/*/molecule.yml")
 
 
 prepare()

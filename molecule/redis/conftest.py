@@ -75,12 +75,16 @@ def connection(address: str, certificate: Callable[[str], str]) -> Callable[...,
 
 @pytest.fixture(scope="session")
 def ask(inventory: Any, connection: Callable[..., dict[str, Any]]) -> Callable[..., Answers]:
-    """Send commands to Redis from a host; without a user, without authentication."""
+    """Send commands to Redis from a host; without a user, without authentication; ``other`` names another server."""
 
     def ask(
-        *commands: list[Any], user: str | None = None, password: str | None = None, source: str = "server1"
+        *commands: list[Any],
+        user: str | None = None,
+        password: str | None = None,
+        source: str = "server1",
+        **other: Any,
     ) -> Answers:
-        request = {"connection": connection(source, user, password) | {"ssl": True}, "commands": commands}
+        request = {"connection": connection(source, user, password) | {"ssl": True} | other, "commands": commands}
         answers: Answers = json.loads(inventory.run(source, script("ask.py"), json.dumps(request)))
         return answers
 

@@ -12,9 +12,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/meta/main.yml"))
+# The roles of the stack, and the example of a new one.
+ROLES = sorted(
+    path.parents[1] for folder in ("roles", "tests/roles") for path in ROOT.glob(f"{folder}/*/meta/main.yml")
+)
 # Where a role's variables may be read: beside the roles, what roles render and what plugins ask for by name.
-READERS = [ROOT / "roles", ROOT / "templates", ROOT / "ansible"]
+READERS = [ROOT / "roles", ROOT / "templates", ROOT / "ansible", ROOT / "tests/roles"]
 DEFINITIONS = {"argument_specs.yml", "README.md"}
 
 pytestmark = pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)

@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import larder_vault
+from larder_stack import Secret
 
-RULES = {
-    "redis_passwords": {"secrets": ["serve", "push", "admin"]},
-    "gateway_tokens": {"secrets": ["reader", "writer"], "two": True},
-    "archive_secrets": {"secrets": ["archive_passphrase"]},
+SECRETS = {
+    "redis_passwords": Secret(["serve", "push", "admin"]),
+    "gateway_tokens": Secret(["reader", "writer"], two=True),
+    "archive_secrets": Secret(["archive_passphrase"]),
 }
 NEW = {"certificate": "NEW\nCERTIFICATE\n", "private_key": "NEW\nKEY\n"}
 FRESH = re.compile(r"[A-Za-z][A-Za-z0-9]{39}")
@@ -33,7 +34,7 @@ def plain(held: Any) -> Any:
 
 
 def renewed(text: str, *wanted: str) -> dict[str, Any]:
-    new, names, _ = larder_vault.renewed(text, RULES, wanted, NEW)
+    new, names, _ = larder_vault.renewed(text, SECRETS, wanted, NEW)
     before, after = meaning(text), meaning(new)
     for name in names:
         variable, _, purpose = name.partition(".")
@@ -87,14 +88,14 @@ FORMS = {
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
 def test_a_token_is_renewed_in_every_form(text: str) -> None:
-    new, names, _ = larder_vault.renewed(text, RULES, ["gateway_tokens.reader"], NEW)
+    new, names, _ = larder_vault.renewed(text, SECRETS, ["gateway_tokens.reader"], NEW)
     assert names == ["gateway_tokens.reader"]
     assert renewed(text, "gateway_tokens.reader")["gateway_tokens"]["reader"][1] == "CURRENT"
     assert renewed(text)["gateway_tokens"]["reader"][1] == "CURRENT"
     # Comments stay where what they speak of stays.
     assert re.findall("# ключ|# end|# why|# and", new) == re.findall("# ключ|# end|# why|# and", text)
     # Again and again: what was fresh is the former.
-    assert larder_vault.renewed(new, RULES, [], NEW)[1] == ["gateway_tokens.reader", "gateway_tokens.writer"]
+    assert larder_vault.renewed(new, SECRETS, [], NEW)[1] == ["gateway_tokens.reader", "gateway_tokens.writer"]
 
 
 def test_unknown_values_stay_byte_for_byte() -> None:
@@ -102,19 +103,19 @@ def test_unknown_values_stay_byte_for_byte() -> None:
         "# first\ncertificate_provided:   {gateway: {certificate: PEM, private_key: KEY}}\nbackup_passphrase: a\n"
         "archive_secrets: {archive_passphrase: b}\nmine:\n  serve: c\n  push: [d,   e]\nredis_passwords: {mine: f}\n"
     )
-    assert larder_vault.renewed(text, RULES, [], NEW) == (text, [], [])
+    assert larder_vault.renewed(text, SECRETS, [], NEW) == (text, [], [])
 
 
 def test_templates_are_left_and_named() -> None:
     text = "redis_passwords:\n  serve: '{{ lookup(\"x\") }}'\n  push: a\ngateway_tokens: '{{ tokens }}'\n"
-    new, names, left = larder_vault.renewed(text, RULES, [], NEW)
+    new, names, left = larder_vault.renewed(text, SECRETS, [], NEW)
     assert (names, left) == (
         ["redis_passwords.push"],
         ["redis_passwords.serve", "gateway_tokens.reader", "gateway_tokens.writer"],
     )
     assert "lookup" in new
     with pytest.raises(larder_vault.VaultError, match="is a template"):
-        larder_vault.renewed(text, RULES, ["redis_passwords.serve"], NEW)
+        larder_vault.renewed(text, SECRETS, ["redis_passwords.serve"], NEW)
 
 
 CANARY = "CANARYcanary0123456789"
@@ -173,7 +174,7 @@ def test_what_is_no_secret_and_a_passphrase_cannot_be_renewed(secret: str, sente
 def test_an_unreadable_vault_is_refused_without_showing_it(text: str) -> None:
     for wanted in ([], [CANARY]):
         with pytest.raises(larder_vault.VaultError) as refusal:
-            larder_vault.renewed(text, RULES, wanted, NEW)
+            larder_vault.renewed(text, SECRETS, wanted, NEW)
         assert "CANARY" not in str(refusal.value)
         assert "\n" not in str(refusal.value)
         assert len(str(refusal.value)) < 300
@@ -204,27 +205,27 @@ PARTIAL = {
 
 @pytest.mark.parametrize("text", PARTIAL.values(), ids=PARTIAL)
 def test_missing_secrets_are_added_and_nothing_else_changes(text: str) -> None:
-    new, names = larder_vault.completed(text, RULES, [], NEW)
+    new, names = larder_vault.completed(text, SECRETS, [], NEW)
     before, after = plain(meaning(text)), plain(meaning(new))
-    for variable, rule in RULES.items():
-        for purpose in rule["secrets"]:
+    for variable, secret in SECRETS.items():
+        for purpose in secret.purposes:
             held = (before.get(variable) or {}).get(purpose) if isinstance(before.get(variable), dict) else None
             assert after[variable][purpose] == held if held else FRESH.fullmatch(after[variable][purpose])
             assert (f"{variable}.{purpose}" in names) is not bool(held)
     assert after["certificate_authorities"] == [NEW]
-    assert {name: after[name] for name in before if name not in RULES} == {
-        name: before[name] for name in before if name not in RULES
+    assert {name: after[name] for name in before if name not in SECRETS} == {
+        name: before[name] for name in before if name not in SECRETS
     }
     for comment in re.findall("#.*", text):
         assert comment in new
     # Nothing is left to do, and what was made can be made anew.
-    assert larder_vault.completed(new, RULES, [], NEW) == (new, [])
-    assert len(larder_vault.renewed(new, RULES, [], NEW)[1]) == 5
+    assert larder_vault.completed(new, SECRETS, [], NEW) == (new, [])
+    assert len(larder_vault.renewed(new, SECRETS, [], NEW)[1]) == 5
 
 
 def test_secrets_of_other_inventory_files_are_not_added() -> None:
     elsewhere = ["redis_passwords.serve", "redis_passwords.push", "redis_passwords.admin", "certificate_authorities"]
-    new, names = larder_vault.completed("a: b\n", RULES, elsewhere, NEW)
+    new, names = larder_vault.completed("a: b\n", SECRETS, elsewhere, NEW)
     assert names == ["gateway_tokens.reader", "gateway_tokens.writer", "archive_secrets.archive_passphrase"]
     assert "redis" not in new
 
@@ -273,7 +274,7 @@ def vaults(draw: st.DrawFn) -> str:
     out = draw(st.sampled_from(["", "---\n", "# first\n---\n"]))
     variables = draw(st.permutations(["redis_passwords", "gateway_tokens", "other"]))
     for variable in variables:
-        purposes = draw(st.permutations(RULES.get(variable, {"secrets": ["serve", "mine"]})["secrets"]))
+        purposes = draw(st.permutations(SECRETS.get(variable, Secret(["serve", "mine"])).purposes))
         make = token if variable == "gateway_tokens" else scalar
         if draw(st.booleans()):
             out += f"{variable}:\n"
@@ -298,8 +299,8 @@ def vaults(draw: st.DrawFn) -> str:
     ),
 )
 def test_any_vault_is_renewed(text: str, wanted: list[str]) -> None:
-    vault = larder_vault.Vault(text, RULES)
+    vault = larder_vault.Vault(text, SECRETS)
     if not any(larder_vault.is_template(node) for node in map(vault.find, vault.known()) if node):
         renewed(text, *wanted)
-        new = larder_vault.renewed(text, RULES, wanted, NEW)[0]
+        new = larder_vault.renewed(text, SECRETS, wanted, NEW)[0]
         assert new.count("# end") == text.count("# end")

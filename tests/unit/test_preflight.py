@@ -24,7 +24,7 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins.loader import connection_loader, init_plugin_loader
-from ansible.template import Templar
+from ansible.template import Templar, trust_as_template
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 from cryptography import x509
@@ -35,14 +35,12 @@ from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import larder_stack
+
 ROOT = Path(__file__).parents[2]
 PLAYBOOK = ROOT / "ansible/preflight.yml"
-RULES = yaml.safe_load(PLAYBOOK.read_text())[0]["tasks"][0]["preflight"]
-VALUES: dict[str, dict[str, Any]] = {
-    name: rule
-    for path in ROOT.glob("roles/*/meta/values.yml")
-    for name, rule in yaml.safe_load(path.read_text()).items()
-}
+ARGUMENTS = yaml.safe_load(PLAYBOOK.read_text())[0]["tasks"][0]["preflight"]
+STACK = larder_stack.read()
 
 specification = importlib.util.spec_from_file_location("preflight", ROOT / "ansible/plugins/action/preflight.py")
 assert specification
@@ -67,9 +65,8 @@ TWO_HOSTS: dict[str, Any] = {
     "redis": {"cache1": {"ansible_host": "2001:db8::2"}},
 }
 SECRETS = {
-    variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in rule["secrets"]}
-    for variable, rule in VALUES.items()
-    if "secrets" in rule
+    variable: {purpose: f"{variable}/{purpose}/0123456789" for purpose in secret.purposes}
+    for variable, secret in STACK.secrets.items()
 }
 
 
@@ -122,7 +119,7 @@ def faults(inventory: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Run the action plugin on an inventory, with Ansible's own loading and templating."""
     manager = InventoryManager(LOADER, sources=[str(inventory)])
     hostvars = HostVars(manager, VariableManager(LOADER, manager), LOADER)
-    task = Task.load({"action": {"module": "preflight", **RULES}})
+    task = Task.load({"action": {"module": "preflight", **ARGUMENTS}})
     context = PlayContext()
     local = connection_loader.get("ansible.builtin.local", context)
     action = preflight.ActionModule(task, local, context, LOADER, Templar(LOADER, {}), None)
@@ -211,7 +208,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a certificate for no service": (
         {"certificate_provided": {"haproxy": authority(ca=False)}},
-        "certificate_provided has an entry for no service; there are timescaledb, redis, feast, gateway.",
+        "certificate_provided has an entry for no service; there are feast, gateway, redis, timescaledb.",
     ),
     "port 0": (
         {"larder_gateway_port": 0},
@@ -356,15 +353,16 @@ def test_unknown_facts_and_foreign_variables_are_no_fault(
     [("1023mb", False), ("1gb", True), ("1025mb", True), ("2gb", True), ("1100000000", True), ("1g", False)],
 )
 def test_redis_gets_no_more_than_the_host_has(maxmemory: str, fault: bool) -> None:
-    host = preflight.Host("cache1", set(), {"redis_maxmemory": maxmemory, "ansible_facts": {"memtotal_mb": 1024}})
-    assert bool([*preflight.memory_faults(host, {"redis": ["cache1"]})]) is fault
+    values = {"redis_maxmemory": maxmemory, "ansible_facts": {"memtotal_mb": 1024}}
+    host = preflight.Host("cache1", set(), values, groups={"redis"})
+    assert bool([*preflight.memory_faults(host)]) is fault
 
 
 @pytest.mark.parametrize(("share", "fault"), [(1024, False), (2048, False), (2052, True), ("8192", True)])
 def test_redis_and_postgresql_on_one_host_get_no_more_than_it_has(share: int | str, fault: bool) -> None:
     values = {"redis_maxmemory": "512mb", "timescaledb_memory_mb": share, "ansible_facts": {"memtotal_mb": 1024}}
-    groups = {"redis": ["one"], "timescaledb": ["one"]}
-    assert bool([*preflight.memory_faults(preflight.Host("one", set(), values), groups)]) is fault
+    host = preflight.Host("one", set(), values, groups={"redis", "timescaledb"})
+    assert bool([*preflight.memory_faults(host)]) is fault
 
 
 @pytest.mark.parametrize(
@@ -383,8 +381,8 @@ def test_a_release_that_is_not_supported_is_named(facts: dict[str, str], fault: 
 @given(st.text(st.characters(exclude_characters="\0\n", exclude_categories=["Cs"]), min_size=16))
 def test_any_text_without_nul_and_newline_is_a_secret(secret: str) -> None:
     values = {**SECRETS, **with_secret("redis_passwords", serve=secret)}
-    host = preflight.Host("db1", values.keys(), values)
-    assert [*preflight.secret_faults(host, {"redis": ["db1"]}, VALUES)] == []
+    host = preflight.Host("db1", values.keys(), values, groups={"redis"})
+    assert [*preflight.secret_faults(host, STACK)] == []
 
 
 def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,10 +403,10 @@ def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for() -> None:
-    template = (ROOT / "ansible/templates/vault.yml.j2").read_text()
-    written = yaml.safe_load(re.sub(r"\{%.*%\}|\{\{.*?\}\}", "x", template).removeprefix("x\n"))
-    purposes = {name: list(values) for name, values in written.items() if isinstance(values, dict)}
-    assert purposes == {name: rule["secrets"] for name, rule in VALUES.items() if "secrets" in rule}
+    template = trust_as_template((ROOT / "ansible/templates/vault.yml.j2").read_text())
+    written = yaml.safe_load(Templar(LOADER, {"certificate_authority_fresh": AUTHORITY}).template(template))
+    purposes = {name: [*values] for name, values in written.items() if isinstance(values, dict)}
+    assert purposes == {name: [*secret.purposes] for name, secret in STACK.secrets.items()}
     assert list(written["certificate_authorities"][0]) == ["certificate", "private_key"]
 
 
@@ -460,9 +458,12 @@ def test_no_value_of_a_vault_is_in_any_message_and_no_value_stops_preflight(give
     values = {**SECRETS, "certificate_authorities": [AUTHORITY], "ansible_facts": {"memtotal_mb": 1024}, **given}
     secret = given if own else {name: given[name] for name in {*SECRETS, *preflight.PAIRS} & given.keys()}
     secrecy = preflight.Secrecy(secret, [CANARY])
-    hosts = [preflight.Host(name, values.keys(), values, secrecy) for name in ("db1", "server1")]
+    hosts = [
+        preflight.Host("db1", values.keys(), values, secrecy, {"timescaledb"}),
+        preflight.Host("server1", values.keys(), values, secrecy, {"feature_server", "gateway"}),
+    ]
     groups = {group: list(members) for group, members in GROUPS.items()}
-    for sentence in preflight.judge(hosts, groups, SPECS, {**RULES, "values": VALUES}):
+    for sentence in preflight.judge(hosts, groups, SPECS, STACK, ARGUMENTS["releases"]):
         assert CANARY[:12] not in sentence
         assert "\n" not in sentence
 
@@ -554,9 +555,13 @@ RELATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"base_users": [{"name": "feast"}]},
         "base_users has 'feast', which is larder_user; people need an account of their own.",
     ),
-    "a group that is none": (
-        {"base_firewall_services": [{"service": "redis", "group": "redis", "port": 6379, "open_to": ["gatway"]}]},
-        "base_firewall_services has the group 'gatway', which is no group (did you mean gateway?).",
+    "a service that is none": (
+        {"base_firewall_extra": {"gatway": ["192.0.2.64"]}},
+        "base_firewall_extra has 'gatway', which is no service (did you mean gateway?).",
+    ),
+    "users that services need": (
+        {"redis_users": {"serve": "~* -@all +hmget", "push": "~* -@all", "monitor": "-@all", "admin": "-@all"}},
+        "redis_users has no materialize, which services of the stack log in as.",
     ),
     "a client's purpose": (
         {"timescaledb_extra_clients": [{"purpose": "trian", "address": "192.0.2.64/32"}]},
@@ -598,11 +603,11 @@ def test_values_that_do_not_fit_each_other_are_named(
 )
 def test_services_listen_at_addresses_that_their_host_has(variables: dict[str, Any], sentence: str | None) -> None:
     facts = {"all_ipv4_addresses": ["192.0.2.1"], "all_ipv6_addresses": ["2001:db8::1"]}
-    host = preflight.Host("one", variables.keys(), {**variables, "ansible_facts": facts})
-    found = [*preflight.listener_faults(host, {group: ["one"] for group in preflight.LISTENERS})]
+    host = preflight.Host("one", variables.keys(), {**variables, "ansible_facts": facts}, groups=GROUPS.keys())
+    found = [*preflight.listener_faults(host, STACK)]
     assert [sentence in fault for fault in found] == ([True] if sentence else [])
     other = preflight.Host("other", variables.keys(), host.values)
-    assert [*preflight.listener_faults(other, {group: ["one"] for group in preflight.LISTENERS})] == []
+    assert [*preflight.listener_faults(other, STACK)] == []
 
 
 def orphan(answer: Connection, parent: int) -> None:

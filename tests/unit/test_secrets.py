@@ -52,7 +52,7 @@ def render(purpose: str, password: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(ROOT / "templates"), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
-    environment.filters |= filters.FilterModule().filters()
+    environment.filters |= {f"larder.stack.{name}": use for name, use in filters.FilterModule().filters().items()}
     purposes = ("load", "pipeline", "registry", "serve", "push", "train", "monitor", "materialize")
     variables: dict[str, Any] = {
         "feast_purpose": purpose,

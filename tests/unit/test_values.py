@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import larder_stack
 import larder_values
 
 ROOT = Path(__file__).parents[2]
@@ -30,11 +31,8 @@ DEFAULTS = {
     for role in ROLES
     for name, value in (yaml.safe_load((role / "defaults/main.yml").read_text()) or {}).items()
 }
-RULES = {
-    name: rule
-    for role in ROLES
-    for name, rule in (yaml.safe_load((role / "meta/values.yml").read_text()) or {}).items()
-}
+STACK = larder_stack.read()
+RULES = STACK.values
 SCALARS = (
     st.none()
     | st.booleans()
@@ -56,7 +54,8 @@ ANYTHING = st.recursive(
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_every_variable_has_a_rule_or_a_reason_why_none(role: Path) -> None:
-    rules = yaml.safe_load((role / "meta/values.yml").read_text()) or {}
+    declared = STACK.roles[role.name]
+    rules = {**declared.values, **declared.secrets}
     known = options(role)
     assert rules.keys() - known.keys() == set()
     needless = {
@@ -69,7 +68,7 @@ def test_every_variable_has_a_rule_or_a_reason_why_none(role: Path) -> None:
 
 def test_every_rule_is_valid() -> None:
     def check(rule: Any) -> None:
-        kinds = [kind for kind in ("form", "each", "keys", "fields", "secrets", "any") if kind in rule]
+        kinds = [kind for kind in ("form", "each", "keys", "fields", "any") if kind in rule]
         assert len(kinds) == 1, rule
         if "any" in rule:
             assert isinstance(rule["any"], str)
@@ -358,7 +357,7 @@ NONSENSE: dict[str, list[Any]] = {
     "certificate_names": [["a b"], [""], ["x\ny"], [None]],
     "certificate_trusted": [["company.crt"], ["-----BEGIN CERTIFICATE-----"], [None]],
     "pipeline_stages": [[], ["load", "train"], "load", ["Load"]],
-    "larder_packages": [{"redis": "redis-server"}, {"redis": ["redis server"]}],
+    "redis_packages": [[], "redis-server", ["redis server"], ["Redis"], [None]],
     "timescaledb_allow_lossy": [["table"], ["a b.c"], "a.b"],
     "container_host_set": ["a b", "", "A", "../x"],
 }

@@ -33,22 +33,15 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
 sys.path.append(str(Path(__file__).parents[3] / "src"))  # the package that the hosts run
 
+import larder_stack
 import larder_values
 
 SHORTEST_SECRET = 16
-# The services that have a certificate.
-SERVICES = ("timescaledb", "redis", "feast", "gateway")
 # Secrets from the vault that have no purposes.
 PAIRS = ("certificate_authorities", "certificate_provided")
 # Facts of the role larder that may differ between hosts.
 PER_HOST = {"larder_address", "larder_secure_logging"}
 TYPES = {"bool": "true or false", "dict": "a dictionary", "int": "an integer", "list": "a list", "str": "text"}
-# By group, the variable that holds the addresses at which its hosts' service listens.
-LISTENERS = {
-    "gateway": "gateway_bind_address",
-    "redis": "redis_bind",
-    "timescaledb": "timescaledb_listen_addresses",
-}
 # Directories of which none may be another one, or be inside it.
 DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics")
 WORKER_BYTES = 200 * 2**20
@@ -141,6 +134,7 @@ class Host:
     given: Set[str]
     values: Mapping[str, Any]
     secrecy: Secrecy = field(default_factory=Secrecy)
+    groups: Set[str] = frozenset()
 
     def get(self, name: str) -> Any:
         return self.values.get(name, Unevaluated.UNKNOWN)
@@ -211,13 +205,13 @@ def name_faults(host: Host, specs: Specs) -> Iterator[str]:
             yield f"{what} is a variable of no role{meant}"
 
 
-def value_faults(host: Host, specs: Specs, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
-    """Every variable has the type, the choice and the meaning that its role's specification and values.yml say."""
+def value_faults(host: Host, specs: Specs, stack: larder_stack.Stack) -> Iterator[str]:
+    """Every variable has the type, the choice and the meaning that its role's specification and declaration say."""
     options = {name: option for role in specs.values() for name, option in role.items()}
     # A computed default is not judged: what it is computed from is, such as ansible_host or another variable.
-    given = {*host.given, "larder_address"} & options.keys() - {*PAIRS}
-    for name in sorted(name for name in given if "secrets" not in rules.get(name, {})):
-        value, option, rule = host.get(name), options[name], rules.get(name, {})
+    given = {*host.given, "larder_address"} & options.keys() - {*PAIRS} - stack.secrets.keys()
+    for name in sorted(given):
+        value, option, rule = host.get(name), options[name], stack.values.get(name, {})
         if value is Unevaluated.BROKEN:
             yield f"{name} cannot be evaluated: its Jinja is wrong, or it refers to a variable that no role has"
         if isinstance(value, Unevaluated):
@@ -253,21 +247,18 @@ def type_faults(host: Host, name: str, option: Mapping[str, Any]) -> Iterator[st
         yield f"{host.show(name)} and must be {TYPES.get(kind, f'a {kind}')}{detail}"
 
 
-def port_faults(host: Host, groups: Groups) -> Iterator[str]:
+def port_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
     """Every port exists, and no two services of a host share one."""
-    services, ssh = host.get("base_firewall_services"), str(host.get("ansible_port"))
+    ssh = str(host.get("ansible_port"))
     used = {int(ssh) if ssh.isdecimal() else 22: "ansible_port"}
-    for service in services if isinstance(services, list) else ():
-        try:
-            name = f"larder_{service['service']}_port"
-            port, instances, group = int(service["port"]), int(service.get("instances", 1)), str(service["group"])
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
-            continue  # value_faults says so
-        if not 1 <= port <= 65535 or not 0 <= instances <= 64:
-            continue  # value_faults says so
-        if instances > 65536 - port:
-            yield f"{name} is {port} for {instances} instances; their ports count up from it and must end by 65535"
-        elif host.name in groups.get(group, ()):
+    for role in stack.on(host.groups):
+        for name, several in ((port.port, port.instances) for port in role.ports.values()):
+            port, instances = count(host, name), count(host, several) if several else 1
+            if port is None or instances is None or not 1 <= port <= 65535 or instances > 64:
+                continue  # value_faults says so
+            if instances > 65536 - port:
+                yield f"{name} is {port} for {instances} instances; their ports count up from it and must end by 65535"
+                continue
             taken = sorted(used.keys() & set(range(port, port + instances)))
             if taken:
                 yield f"{name} is {port} for {instances} instances and meets {used[taken[0]]} at port {taken[0]}"
@@ -320,7 +311,7 @@ def is_authority(certificate: x509.Certificate) -> bool:
         return False
 
 
-def certificate_faults(host: Host) -> Iterator[str]:
+def certificate_faults(host: Host, services: Sequence[str]) -> Iterator[str]:
     """The CAs can sign what the stack makes, and the user's own certificates can be used."""
     name, entries = "certificate_authorities", host.get("certificate_authorities")
     if name not in host.given:
@@ -335,22 +326,21 @@ def certificate_faults(host: Host) -> Iterator[str]:
     if not isinstance(provided, Mapping | Unevaluated):
         yield "certificate_provided is no dictionary; it must hold a certificate and its private_key by service"
     for service, entry in provided.items() if isinstance(provided, Mapping) else ():
-        if service not in SERVICES:
-            meant = hint(service, SERVICES) if isinstance(service, str) else ""
-            yield f"certificate_provided has an entry for no service{meant}; there are {', '.join(SERVICES)}"
+        if service not in services:
+            meant = hint(service, services) if isinstance(service, str) else ""
+            yield f"certificate_provided has an entry for no service{meant}; there are {', '.join(services)}"
         else:
             yield from pair_faults(f"certificate_provided.{service}", entry)
 
 
-def secret_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
+def secret_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
     """Every secret is there, is text that can be sent, is long enough, and serves one purpose alone."""
     uses = defaultdict(list)
-    for variable, rule in rules.items():
-        if "secrets" not in rule:
-            continue
-        purposes, secrets = rule["secrets"], host.get(variable)
+    own = {variable for role in stack.on(host.groups) for variable in role.secrets}
+    for variable, declared in stack.secrets.items():
+        purposes, secrets = declared.purposes, host.get(variable)
         if variable not in host.given:
-            if any(host.name in groups.get(group, ()) for group in rule["groups"]):
+            if variable in own or host.groups & {*declared.used_by}:
                 yield f"{variable} is unset; it must hold a secret each for {', '.join(purposes)}"
             continue
         if not isinstance(secrets, Mapping):
@@ -364,7 +354,7 @@ def secret_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.
                 yield f"{variable} has an entry for no purpose of the stack{meant}; there are {', '.join(purposes)}"
         for purpose in purposes:
             name, secret = f"{variable}.{purpose}", secrets.get(purpose)
-            several = secret if rule.get("two") and isinstance(secret, list) else [secret]
+            several = secret if declared.two and isinstance(secret, list) else [secret]
             if not 1 <= len(several) <= 2:
                 yield f"{name} holds {len(several)} tokens and may hold one or two, the current one first"
             for single in several:
@@ -377,17 +367,17 @@ def secret_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.
             yield f"{' and '.join(names)} are the same secret; each must be one of its own"
 
 
-def memory_faults(host: Host, groups: Groups) -> Iterator[str]:
+def memory_faults(host: Host) -> Iterator[str]:
     """The memory that Redis and PostgreSQL are to have is there, on a host whose memory is known."""
     given, facts, share = host.get("redis_maxmemory"), host.get("ansible_facts"), count(host, "timescaledb_memory_mb")
     memory = facts.get("memtotal_mb") if isinstance(facts, Mapping) else None
     wanted = None if isinstance(given, Unevaluated) else larder_values.redis_bytes(given)
-    if memory is None or wanted is None or host.name not in groups.get("redis", ()):
+    if memory is None or wanted is None or "redis" not in host.groups:
         return
     redis = wanted / 2**20
     if redis >= memory:
         yield f"{host.show('redis_maxmemory')} and must be less than the host's memory, {memory} MiB"
-    elif host.name in groups.get("timescaledb", ()) and share and redis + share / 4 > memory:
+    elif "timescaledb" in host.groups and share and redis + share / 4 > memory:
         # PostgreSQL itself takes a quarter of its share, as shared_buffers; the rest is the page cache's.
         both = f"{host.show('redis_maxmemory')} and {host.show('timescaledb_memory_mb')}"
         yield f"{both}; the first and a quarter of the second must be less than the host's memory, {memory} MiB"
@@ -453,7 +443,7 @@ def size_faults(host: Host) -> Iterator[str]:
                 yield f"{host.show(name)} and must not be in {other}, or the same"
 
 
-def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
+def listener_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
     """Services listen at addresses that their hosts have, as far as facts say which."""
     facts = host.get("ansible_facts")
     present = [
@@ -461,7 +451,7 @@ def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
         for family in ("all_ipv4_addresses", "all_ipv6_addresses")
         for address in (facts.get(family) if isinstance(facts, Mapping) else None) or ()
     ]
-    for group, name in LISTENERS.items():
+    for name in (role.listens_at for role in stack.on(host.groups) if role.listens_at):
         held = host.get(name)
         for single in held if isinstance(held, list) else [held]:
             try:
@@ -469,42 +459,35 @@ def listener_faults(host: Host, groups: Groups) -> Iterator[str]:
             except ValueError:
                 continue  # a name, all addresses, or an optional one; or value_faults reports it
             known = {ip_address(each.partition("%")[0]) for each in present}
-            if host.name in groups.get(group, ()) and present and not address.is_loopback and address not in known:
+            if present and not address.is_loopback and address not in known:
                 shown = host.secrecy.show(name, str(single))
                 yield f"{name} has {shown}, which is no address of the host; it has {', '.join(present)}"
 
 
-def member_faults(host: Host, groups: Groups, rules: Mapping[str, larder_values.Rule]) -> Iterator[str]:
+def member_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
     """Names that refer to something exist, and no list has one twice."""
-    ours = host.get("larder_groups")
-    known = {
-        *groups,
-        "everybody",
-        *(group for group in (ours if isinstance(ours, list) else ()) if isinstance(group, str)),
-    }
-    services, users = host.get("base_firewall_services"), host.get("base_users")
-    services = [each for each in services if isinstance(each, Mapping)] if isinstance(services, list) else []
-    for each in services:
-        opened = each.get("open_to")
-        for group in (each.get("group"), *(opened if isinstance(opened, list) else ())):
-            if isinstance(group, str) and group not in known:
-                shown = host.secrecy.show("base_firewall_services", group)
-                yield f"base_firewall_services has the group {shown}, which is no group{hint(group, known)}"
-    named = {"base_firewall_services": [each.get("service") for each in services]}
+    services, extra = {name for role in stack.roles.values() for name in role.ports}, host.get("base_firewall_extra")
+    for service in extra if isinstance(extra, Mapping) else ():
+        if isinstance(service, str) and service not in services:
+            shown = host.secrecy.show("base_firewall_extra", service)
+            yield f"base_firewall_extra has {shown}, which is no service{hint(service, services)}"
+    users = host.get("base_users")
     if isinstance(users, list):
-        named["base_users"] = [each.get("name") for each in users if isinstance(each, Mapping)]
-        if (user := host.get("larder_user")) in named["base_users"]:
+        named = [each.get("name") for each in users if isinstance(each, Mapping)]
+        if (user := host.get("larder_user")) in named:
             shown = host.secrecy.show("base_users", user)
             yield f"base_users has {shown}, which is larder_user; people need an account of their own"
-    for name, held in named.items():
-        for twice in {each for each in held if isinstance(each, str) and held.count(each) > 1}:
-            yield f"{name} has {host.secrecy.show(name, twice)} twice, and must have it once"
-    purposes = rules.get("timescaledb_passwords", {}).get("secrets", ())
-    roles, clients = host.get("timescaledb_roles"), host.get("timescaledb_extra_clients")
-    for purpose in roles if isinstance(roles, Mapping) else ():
-        if purpose not in purposes:
-            shown = host.secrecy.show("timescaledb_roles", purpose)
-            yield f"timescaledb_roles has {shown}, which is no purpose of the stack; there are {', '.join(purposes)}"
+        for twice in {each for each in named if isinstance(each, str) and named.count(each) > 1}:
+            yield f"base_users has {host.secrecy.show('base_users', twice)} twice, and must have it once"
+    for name, passwords in (("redis_users", "redis_passwords"), ("timescaledb_roles", "timescaledb_passwords")):
+        purposes, held = stack.secrets[passwords].purposes, host.get(name)
+        if isinstance(held, Mapping):
+            for purpose in held.keys() - {*purposes}:
+                shown = host.secrecy.show(name, purpose)
+                yield f"{name} has {shown}, which is no purpose of the stack; there are {', '.join(purposes)}"
+            if missing := [purpose for purpose in purposes if purpose not in held]:
+                yield f"{name} has no {', '.join(missing)}, which services of the stack log in as"
+    clients = host.get("timescaledb_extra_clients")
     for client in clients if isinstance(clients, list) else ():
         purpose = client.get("purpose") if isinstance(client, Mapping) else None
         if isinstance(purpose, str) and purpose not in purposes:
@@ -540,34 +523,35 @@ def file_faults(host: Host) -> Iterator[str]:
             )
 
 
-def judge(hosts: Sequence[Host], groups: Groups, specs: Specs, rules: Mapping[str, Any]) -> list[str]:
+def judge(
+    hosts: Sequence[Host], groups: Groups, specs: Specs, stack: larder_stack.Stack, releases: Sequence[str]
+) -> list[str]:
     """Return every fault once, with the hosts that have it, or the name of their group."""
     found: dict[str, list[str]] = defaultdict(list)
-    values = rules["values"]
     for host in hosts:
         for fault in (
             *name_faults(host, specs),
-            *value_faults(host, specs, values),
+            *value_faults(host, specs, stack),
             *file_faults(host),
-            *port_faults(host, groups),
-            *secret_faults(host, groups, values),
-            *certificate_faults(host),
-            *memory_faults(host, groups),
+            *port_faults(host, stack),
+            *secret_faults(host, stack),
+            *certificate_faults(host, stack.certificates),
+            *memory_faults(host),
             *time_faults(host),
             *size_faults(host),
-            *listener_faults(host, groups),
-            *member_faults(host, groups, values),
-            *release_faults(host, rules["releases"]),
+            *listener_faults(host, stack),
+            *member_faults(host, stack),
+            *release_faults(host, releases),
         ):
             found[host.secrecy.clean(" ".join(fault.splitlines()))].append(host.name)
-    sets = {frozenset(groups.get(group, ())): f"group {group}" for group in rules["groups"]}
+    sets = {frozenset(groups.get(group, ())): f"group {group}" for group in stack.groups}
     sets[frozenset(host.name for host in hosts)] = "all hosts"
 
     def where(names: list[str]) -> str:
         return sets.get(frozenset(names), ", ".join(names)) if len(names) > 1 else names[0]
 
     return [
-        *group_faults(groups, rules["groups"]),
+        *group_faults(groups, stack.groups),
         *address_faults(hosts),
         *shared_faults(hosts, sorted(specs["larder"].keys() - PER_HOST)),
         *(f"{where(names)}: {fault}" for fault, names in found.items()),
@@ -609,7 +593,7 @@ def lock_fault(path: Path, me: int) -> str | None:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no types
-    """Takes ``groups`` (group: min, max) and ``releases`` of Debian; roles say what their variables may be."""
+    """Takes ``releases`` of Debian; the roles say what their variables may be and which hosts they need."""
 
     _requires_connection = False
     _supports_check_mode = True
@@ -617,21 +601,20 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         variables = task_vars or {}
         super().run(tmp, variables)
-        groups, hostvars = variables["groups"], variables["hostvars"]
-        specs, values, defaults = self._roles(Path(__file__).parents[3] / "roles")
-        rules = {**self._task.args, "values": values}
-        stack = sorted({host for group in rules["groups"] for host in groups.get(group, ())})
+        groups, stack = variables["groups"], larder_stack.read()
+        specs, defaults = self._roles(stack)
+        names = sorted({host for group in stack.groups for host in groups.get(group, ())})
         vaults = self._vaults(variables)
-        public = {*specs, *groups, *stack, *SERVICES, "certificate", "private_key"}
+        public = {*specs, *groups, *names, *stack.certificates, "certificate", "private_key"}
         public |= {
             word
             for options in specs.values()
             for name, option in options.items()
             for word in (name, *option.get("options", {}))
         }
-        public |= {purpose for rule in values.values() for purpose in rule.get("secrets", ())}
-        hosts = [self._host(name, hostvars, specs, defaults, values, vaults, public) for name in stack]
-        faults = judge(hosts, groups, specs, rules)
+        public |= {purpose for secret in stack.secrets.values() for purpose in secret.purposes}
+        hosts = [self._host(name, variables, specs, defaults, stack, vaults, public) for name in names]
+        faults = judge(hosts, groups, specs, stack, self._task.args["releases"])
         if not faults and not self._task.check_mode:
             fault = lock_fault(self._inventory(variables) / ".lock", controller())
             faults = [fault] if fault else []
@@ -645,20 +628,17 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
         source = Path(variables["ansible_inventory_sources"][-1])
         return source if source.is_dir() else source.parent
 
-    def _roles(self, directory: Path) -> tuple[Specs, dict[str, larder_values.Rule], dict[str, Any]]:
-        """Read what every role's variables may be, what they mean, and what they are by default."""
+    def _roles(self, stack: larder_stack.Stack) -> tuple[Specs, dict[str, Any]]:
+        """Read how every role's variables are specified, and what they are by default."""
         specs: dict[str, dict[str, Any]] = {}
-        values: dict[str, larder_values.Rule] = {}
         defaults: dict[str, Any] = {}
-        for path in sorted(directory.glob("*/meta/argument_specs.yml")):
-            role = path.parents[1]
-            entries = self._loader.load_from_file(str(path))["argument_specs"].values()
-            specs[role.name] = {name: option for entry in entries for name, option in entry.get("options", {}).items()}
-            values |= self._loader.load_from_file(str(role / "meta/values.yml"))
-            for file in (role / "defaults/main.yml", role / "vars/main.yml"):
+        for name, role in stack.roles.items():
+            entries = self._loader.load_from_file(str(role.path / "meta/argument_specs.yml"))["argument_specs"].values()
+            specs[name] = {name: option for entry in entries for name, option in entry.get("options", {}).items()}
+            for file in (role.path / "defaults/main.yml", role.path / "vars/main.yml"):
                 if file.is_file():
                     defaults |= self._loader.load_from_file(str(file), trusted_as_template=True) or {}
-        return specs, values, defaults
+        return specs, defaults
 
     def _vaults(self, variables: Mapping[str, Any]) -> list[Any]:
         """Return what is in each encrypted file that may have given a variable, and in each that was one before."""
@@ -680,13 +660,14 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
     def _host(
         self,
         name: str,
-        hostvars: Any,
+        task_vars: Mapping[str, Any],
         specs: Specs,
         defaults: Mapping[str, Any],
-        rules: Mapping[str, larder_values.Rule],
+        stack: larder_stack.Stack,
         vaults: Sequence[Any],
         public: Set[str],
     ) -> Host:
+        groups, hostvars = task_vars["groups"], task_vars["hostvars"]
         given = hostvars.raw_get(name)
         variables = {**defaults, **given, "hostvars": hostvars}
         templar = self._templar.copy_with_new_env(available_variables=variables)
@@ -704,14 +685,14 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
 
         names = {name for options in specs.values() for name in options} | {"ansible_facts", "ansible_port"}
         values = {name: evaluate(variables[name]) for name in names if name in variables}
-        secrets = {name for name, rule in rules.items() if "secrets" in rule}
-        for variable in secrets:
+        for variable in stack.secrets:
             if isinstance(held := variables.get(variable), Mapping):
                 # Secrets are evaluated one by one, so that one which Jinja refuses is named and hides no other
                 # fault.
                 values[variable] = {purpose: evaluate(secret) for purpose, secret in held.items()}
         # A vault's variables are secret even where another file overrides them, so their names count.
         encrypted = {variable: held for variable in given.keys() - MAGIC if (held := [*inline(given[variable])])}
-        hidden = {name for vault in vaults if isinstance(vault, Mapping) for name in vault} | secrets | {*PAIRS}
+        hidden = {name for vault in vaults if isinstance(vault, Mapping) for name in vault} | {*stack.secrets, *PAIRS}
         held = {name: [given[name], values.get(name)] for name in hidden & given.keys() if name not in MAGIC}
-        return Host(name, given.keys(), values, Secrecy({**held, **encrypted}, vaults, public))
+        own = {group for group, members in groups.items() if name in members}
+        return Host(name, given.keys(), values, Secrecy({**held, **encrypted}, vaults, public), own)

@@ -17,6 +17,7 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).parents[1] / "module_utils"))
 
+import larder_stack
 import larder_vault
 
 
@@ -45,18 +46,16 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
             text, vault_id, secret = vault.decrypt_and_get_vault_id(encrypted)
         except AnsibleError:
             raise AnsibleActionFail(f"The vault password that was given does not open {path}.") from None
-        rules: dict[str, Any] = {}
-        for file in sorted((Path(__file__).parents[3] / "roles").glob("*/meta/values.yml")):
-            rules |= self._loader.load_from_file(str(file))
+        secrets = larder_stack.read().secrets
         left: list[str] = []
         try:
             old = text.decode()
             if arguments.get("missing"):
-                there = self._elsewhere(rules, variables)
-                new, names = larder_vault.completed(old, rules, there, arguments["authority"])
+                there = self._elsewhere(variables)
+                new, names = larder_vault.completed(old, secrets, there, arguments["authority"])
             else:
                 new, names, left = larder_vault.renewed(
-                    old, rules, arguments.get("secrets") or [], arguments["authority"]
+                    old, secrets, arguments.get("secrets") or [], arguments["authority"]
                 )
             certificates = larder_vault.certificates(new)
         except UnicodeDecodeError:
@@ -67,15 +66,15 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
             self._replace(path, encrypted, vault.encrypt(new, secret=secret, vault_id=vault_id))
         return {"changed": bool(names), "names": names, "left": left, "certificates": certificates}
 
-    def _elsewhere(self, rules: larder_vault.Rules, variables: Mapping[str, Any]) -> list[str]:
+    def _elsewhere(self, variables: Mapping[str, Any]) -> list[str]:
         """Return the secrets that hosts of the inventory have, from whichever file."""
         found: set[str] = set()
         for host in {host for hosts in variables["groups"].values() for host in hosts}:
             held = variables["hostvars"].raw_get(host)
             if larder_vault.AUTHORITIES in held:
                 found.add(larder_vault.AUTHORITIES)
-            for name, rule in rules.items():
-                for purpose in rule.get("secrets", ()):
+            for name, secret in larder_stack.read().secrets.items():
+                for purpose in secret.purposes:
                     # A template gives the secrets of all purposes.
                     if isinstance(held.get(name), str) or (
                         isinstance(held.get(name), Mapping) and held[name].get(purpose)

@@ -22,7 +22,7 @@ options:
 """
 EXAMPLES = """
 - ansible.builtin.debug:
-    msg: "{{ lookup('feature_tables', 'feature_repo/tables.yml').tables | map(attribute='name') }}"
+    msg: "{{ lookup('larder.stack.feature_tables', 'feature_repo/tables.yml').tables | map(attribute='name') }}"
 """
 RETURN = """
 _raw:

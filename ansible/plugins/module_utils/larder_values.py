@@ -1,11 +1,10 @@
-"""The forms that a variable's value may have: each role's meta/values.yml gives the forms of its variables.
+"""The forms that a variable's value may have: each role's meta/stack.yml gives the forms of its variables.
 
 A rule is one of
 
 - ``{form: NAME, …}``: a function of FORMS and its arguments; ``also`` lists values that are right beside it;
 - ``{each: RULE}`` for a list, with ``some: true`` where it may not be empty;
 - ``{keys: RULE, values: RULE}`` or ``{fields: {NAME: RULE}}`` for a dictionary;
-- ``{secrets: [PURPOSE, …], groups: […]}`` for the vault's secrets, which preflight judges by purpose;
 - ``{any: REASON}`` where no rule is possible, or something else judges.
 
 A boolean needs no rule, and neither does a variable with choices in argument_specs.yml. No message of a form shows the
@@ -291,6 +290,12 @@ def address(value: Any, *, of: str, optional: bool = False) -> str | None:
     return allowed if of == "network" or single.is_unspecified or single.is_multicast else None
 
 
+def package(value: Any) -> str | None:
+    """A Debian package, of an architecture or a version where one is given."""
+    named = re.fullmatch(r"[a-z0-9][a-z0-9.+-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?", scalar(value) or "", re.ASCII)
+    return None if named else "the name of a Debian package"
+
+
 def directory(value: Any) -> str | None:
     """A directory on the hosts that the stack may have for itself."""
     held = scalar(value) or ""
@@ -345,6 +350,7 @@ FORMS: dict[str, Callable[..., str | None]] = {
     "directory": directory,
     "file": file,
     "number": number,
+    "package": package,
     "redis_size": redis_size,
     "size": size,
     "span": span,

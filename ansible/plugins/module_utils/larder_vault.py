@@ -17,6 +17,8 @@ import yaml
 from cryptography import x509
 from yaml.constructor import SafeConstructor
 
+import larder_stack
+
 AUTHORITIES = "certificate_authorities"
 GENERATION = "certificate_generation"
 ALPHABET = string.ascii_letters + string.digits
@@ -27,7 +29,7 @@ TAGS = {"!unsafe", "!vault", "!vault-encrypted"}
 # A passphrase, such as that of an archive, is given away once and cannot be changed afterwards.
 NEVER = "passphrase"
 
-Rules = Mapping[str, Mapping[str, Any]]  # of roles' meta/values.yml
+Secrets = Mapping[str, larder_stack.Secret]  # by variable
 Tree = Any  # a dictionary, a list, or a scalar as (tag, text)
 Edit = tuple[int, int, str]  # from, to, what stands there instead
 
@@ -181,11 +183,10 @@ def is_empty(node: yaml.Node) -> bool:
 class Vault:
     """A vault's text, and what is to be changed in it."""
 
-    def __init__(self, text: str, rules: Rules) -> None:
-        """Take the text, and the roles' rules, which name the variables that hold secrets, and their purposes."""
+    def __init__(self, text: str, declared: Secrets) -> None:
+        """Take the text, and the secrets that the roles declare."""
         self.text, self.root = text, parse(text)
-        self.purposes = {name: tuple(rule["secrets"]) for name, rule in rules.items() if "secrets" in rule}
-        self.two = {name for name, rule in rules.items() if rule.get("two")}
+        self.declared = declared
         self.expected: dict[str, Tree] = tree(self.root)
         self.edits: list[Edit] = []
         # Text to insert before the first entry of a dictionary, and whole variables to add at the end.
@@ -194,7 +195,7 @@ class Vault:
 
     def known(self) -> list[str]:
         """Return the names of all secrets, whether the vault has them or not."""
-        return [f"{name}.{purpose}" for name, all_of in self.purposes.items() for purpose in all_of] + [
+        return [f"{name}.{purpose}" for name, secret in self.declared.items() for purpose in secret.purposes] + [
             GENERATION,
             AUTHORITIES,
         ]
@@ -241,7 +242,7 @@ class Vault:
             if not isinstance(node, yaml.ScalarNode) or not node.value.isdecimal():
                 raise VaultError(f"{GENERATION} is no whole number in the vault")
             self.set(name, (node.tag, str(int(node.value) + 1)))
-        elif name.partition(".")[0] not in self.two:
+        elif not self.declared[name.partition(".")[0]].two:
             self.set(name, (TEXT, fresh()))
         else:
             current = node.value[0] if isinstance(node, yaml.SequenceNode) and node.value else node
@@ -410,11 +411,11 @@ def certificates(text: str) -> list[str]:
 
 
 def renewed(
-    text: str, rules: Rules, wanted: Sequence[str], authority: Mapping[str, str]
+    text: str, declared: Secrets, wanted: Sequence[str], authority: Mapping[str, str]
 ) -> tuple[str, list[str], list[str]]:
     """Return a vault's text with fresh values of the wanted secrets, their names, and the names left as templates."""
     try:
-        vault = Vault(text, rules)
+        vault = Vault(text, declared)
         chosen, left = vault.choose(wanted)
         for name in chosen:
             vault.renew(name, authority)
@@ -423,10 +424,12 @@ def renewed(
         raise VaultError("it is nested too deeply") from None
 
 
-def completed(text: str, rules: Rules, elsewhere: Sequence[str], authority: Mapping[str, str]) -> tuple[str, list[str]]:
+def completed(
+    text: str, declared: Secrets, elsewhere: Sequence[str], authority: Mapping[str, str]
+) -> tuple[str, list[str]]:
     """Return a vault's text with a first value for each secret that it and the inventory lack, and their names."""
     try:
-        vault = Vault(text, rules)
+        vault = Vault(text, declared)
         missing = [name for name in vault.known() if name not in {*elsewhere, GENERATION} and vault.find(name) is None]
         for name in missing:
             vault.add(name, authority)

@@ -40,6 +40,10 @@ def test_the_new_instance_gets_requests(gateway, hosts):
     assert all(int(after) > int(before[port]) for port, after in instances(hosts, "stot").items())
 
 
+def test_further_lines_of_a_section_are_in_force(gateway):
+    assert gateway.read("ANY", READER).headers["larder-test"] == "further"
+
+
 OF_SERVER1 = "cat /etc/larder/tls/feast/current/tls.*"
 SELF_SIGNED = "openssl req -quiet -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout - -subj /CN=server1"
 

@@ -25,6 +25,7 @@ def ask_as(ask, login, vault_passwords):
 
 def test_the_new_values_are_live_and_in_the_file(host, ask_as):
     wanted = {"maxmemory": str(12 << 20), "maxmemory-policy": "volatile-lru", "maxclients": "500", "hz": "20"}
+    wanted |= {"slowlog-max-len": "256", "maxmemory-clients": "20%", "save": "3600 1000000 300 100000000"}
     (answer,) = ask_as("admin", ["CONFIG", "GET", *wanted])
     assert dict(zip(answer[::2], answer[1::2], strict=True)) == wanted
     with host.sudo():

@@ -1,0 +1,120 @@
+"""What roles declare in meta/stack.yml is complete, is read as it is meant, and a mistake in it is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import playbooks
+import pytest
+import yaml
+from ansible.errors import AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader, lookup_loader
+from ansible.template import Templar
+
+import larder_stack
+
+ROOT = playbooks.ROOT
+STACK = larder_stack.read()
+LOADER = DataLoader()
+
+init_plugin_loader()
+
+
+def ask(term: str, variables: dict[str, Any], **options: Any) -> list[Any]:
+    templar = Templar(LOADER, variables)
+    found: list[Any] = lookup_loader.get("larder.stack.declared", loader=LOADER, templar=templar).run(
+        [term], variables, **options
+    )
+    return found
+
+
+def declare(directory: Path, role: str, declaration: str) -> Path:
+    (directory / role / "meta").mkdir(parents=True)
+    (directory / role / "meta/stack.yml").write_text(declaration)
+    return directory
+
+
+def test_every_role_declares_itself() -> None:
+    assert STACK.roles.keys() == {path.parents[1].name for path in ROOT.glob("roles/*/meta/main.yml")}
+
+
+@pytest.mark.parametrize("role", STACK.roles.values(), ids=lambda role: role.name)
+def test_a_declaration_names_only_what_is_there(role: larder_stack.Role) -> None:
+    """Groups are those of the stack; ports, packages and addresses are variables of a role."""
+    known = {
+        name
+        for path in ROOT.glob("roles/*/meta/argument_specs.yml")
+        for entry in yaml.safe_load(path.read_text())["argument_specs"].values()
+        for name in entry.get("options", {})
+    }
+    named = [role.packages, role.listens_at, *role.secrets]
+    named += [name for port in role.ports.values() for name in (port.port, port.instances)]
+    assert {*named} - {""} <= known
+    opened = {group for port in role.ports.values() for group in port.open_to}
+    used = {group for secret in role.secrets.values() for group in secret.used_by}
+    assert opened - {"everybody"} <= STACK.groups.keys()
+    assert used <= STACK.groups.keys()
+
+
+def test_service_names_are_unique() -> None:
+    services = [service for role in STACK.roles.values() for service in role.ports]
+    assert len(services) == len({*services})
+
+
+def test_a_role_that_gives_itself_a_certificate_declares_it() -> None:
+    given = {
+        task["vars"]["certificate_service"]
+        for path in ROOT.glob("roles/*/tasks/*.yml")
+        for task in yaml.safe_load(path.read_text()) or []
+        if task.get("ansible.builtin.include_role", {}).get("name") == "certificate"
+    }
+    assert given == {*STACK.certificates}
+
+
+@pytest.mark.parametrize(
+    ("declaration", "sentence"),
+    [
+        ("port: 1\n", "roles/hello/meta/stack.yml has port; there are groups, every_host, packages, ports,"),
+        (
+            "ports: {hello: {port: hello_port, open: [x]}}\n",
+            "roles/hello/meta/stack.yml, ports.hello, has open; there are port, open_to, instances.",
+        ),
+        ("ports: {hello: {port: hello_port}}\n", "roles/hello/meta/stack.yml, ports.hello, lacks open_to."),
+        ("secrets: {hello_tokens: {used_by: [x]}}\n", "secrets.hello_tokens, lacks purposes."),
+        ("- hello\n", "roles/hello/meta/stack.yml is no dictionary."),
+    ],
+)
+def test_a_mistake_in_a_declaration_is_named(tmp_path: Path, declaration: str, sentence: str) -> None:
+    with pytest.raises(AnsibleError) as error:
+        larder_stack.read(declare(tmp_path / "roles", "hello", declaration))
+    assert sentence in str(error.value)
+
+
+def test_a_group_of_several_roles_has_the_limits_that_any_of_them_gives(tmp_path: Path) -> None:
+    declare(tmp_path, "one", "groups: {a: {min: 1}, b: {}}\n")
+    declare(tmp_path, "two", "groups: {a: {max: 2}}\n")
+    assert larder_stack.read(tmp_path).groups == {"a": {"min": 1, "max": 2}, "b": {}}
+
+
+def test_a_host_has_the_ports_and_packages_of_its_roles_alone() -> None:
+    here = {"group_names": ["redis"], "redis_packages": ["redis-server=5:8.0"], "larder_redis_port": "6380"}
+    assert ask("ports", here) == [
+        {
+            "service": "redis",
+            "port": 6380,
+            "instances": 1,
+            "open_to": ["redis", "feature_server", "pipeline", "monitoring"],
+        }
+    ]
+    packages = ask("packages", here)
+    assert "redis-server=5:8.0" in packages
+    assert "nftables" in packages
+    assert not {"haproxy", "postgresql-17"} & {*packages}
+    assert "haproxy" in ask("packages", here, groups=["gateway"])
+
+
+def test_a_file_of_a_role_is_found_on_its_hosts() -> None:
+    assert ask("tasks/foreign.yml", {"group_names": ["redis"]}) == ["base", "certificate", "redis"]
+    assert ask("tasks/foreign.yml", {"group_names": []}) == ["base", "certificate"]
