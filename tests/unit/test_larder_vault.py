@@ -155,7 +155,7 @@ REFUSED = {
 )
 def test_the_place_of_what_cannot_be_read_is_named(name: str, place: str) -> None:
     with pytest.raises(larder_vault.VaultError, match=place):
-        larder_vault.renewed(REFUSED[name], RULES, [], NEW)
+        larder_vault.renewed(REFUSED[name], SECRETS, [], NEW)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_place_of_what_cannot_be_read_is_named(name: str, place: str) -> Non
 )
 def test_what_is_no_secret_and_a_passphrase_cannot_be_renewed(secret: str, sentence: str) -> None:
     with pytest.raises(larder_vault.VaultError, match=sentence):
-        larder_vault.renewed(FORMS["flow"], RULES, [secret], NEW)
+        larder_vault.renewed(FORMS["flow"], SECRETS, [secret], NEW)
 
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
