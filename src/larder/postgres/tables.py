@@ -91,7 +91,7 @@ def append(
 
 
 def upsert(table: str, stage: str, columns: Sequence[str]) -> sql.Composed:
-    """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING the keys of what changed.
+    """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING keys, and whether a row was replaced.
 
     Rows that are equal already are not touched: no dead tuples, nothing to recompute.
     """
@@ -100,7 +100,9 @@ def upsert(table: str, stage: str, columns: Sequence[str]) -> sql.Composed:
     return sql.SQL(
         "INSERT INTO {table} AS kept ({all}) SELECT {all} FROM {stage} "
         "ON CONFLICT (symbol, event_timestamp) DO UPDATE SET ({values}) = ROW({new}) "
-        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING kept.symbol, kept.event_timestamp"
+        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING kept.symbol, kept.event_timestamp, "
+        # An inserted row was never locked; one that is updated was, by this very statement.
+        "kept.xmax <> 0 AS replaced"
     ).format(
         table=identifier(table),
         stage=sql.Identifier(stage),
