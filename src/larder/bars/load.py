@@ -46,7 +46,12 @@ SELECT count(*) FILTER (WHERE kept.symbol IS NULL), count(kept.symbol) - count(*
 FROM staged_bars AS staged LEFT JOIN {table} AS kept USING (symbol, event_timestamp)
 """
 
-MERGE = "WITH changed AS ({upsert}) SELECT symbol, min(event_timestamp)::date, count(*) FROM changed GROUP BY symbol"
+MERGE = """
+WITH changed AS ({upsert})
+SELECT symbol, min(event_timestamp)::date, count(*), count(*) FILTER (WHERE replaced),
+       min(event_timestamp) FILTER (WHERE replaced)::date, max(event_timestamp) FILTER (WHERE replaced)::date
+FROM changed GROUP BY symbol ORDER BY symbol
+"""
 
 # Symbols in order, as in compute, so that neither waits for the other in a circle.
 NOTE = """
@@ -193,7 +198,8 @@ def _load_file(
         logger.debug("unchanged file=%s", path)
         connection.execute(ACCEPT, [_key(path)])
         return Loaded()
-    result, stored = Loaded(), None
+    result = Loaded()
+    replaced: list[tuple[str, int, date, date]] = []
     with connection.transaction():
         held: list[pa.Table] = []
         with tqdm(desc=path.name, unit=" bars", unit_scale=True, disable=None, leave=False) as progress:
@@ -211,9 +217,10 @@ def _load_file(
         changed = _append(connection, held) if result.bars <= BARS_IN_MEMORY else []
         if sum(count for _, _, count in changed) < result.bars:
             _stage(connection, held)
-            stored = _compare(connection)
             merge = sql.SQL(MERGE).format(upsert=tables.upsert(TABLE, "staged_bars", COLUMNS))
-            changed += connection.execute(merge).fetchall()
+            merged = connection.execute(merge).fetchall()
+            changed += [row[:3] for row in merged]
+            replaced = [(symbol, *row) for symbol, _, _, *row in merged if row[0]]
         if result.rejected:
             connection.execute(REJECT, [path.name])
         if changed:
@@ -226,9 +233,9 @@ def _load_file(
     assert reader.told
     for warning in reader.told.warnings:
         event("odd", level=logging.WARNING, file=path.name, what=warning)
-    if stored and stored.replaced:
+    if replaced:
         # A file that comes again corrects its own bars; one that was never loaded replaces those of another.
-        event("replaced", level=logging.INFO if known else logging.WARNING, file=path.name, **_replaced(stored))
+        event("replaced", level=logging.INFO if known else logging.WARNING, file=path.name, **_replaced(replaced))
     if result.rejected:
         event(
             "rejected",
@@ -242,14 +249,10 @@ def _load_file(
     return result
 
 
-def _replaced(stored: bars.Stored) -> dict[str, Any]:
-    more = " …" if len(stored.symbols) > SYMBOLS else ""
-    return {
-        "bars": stored.replaced,
-        "first": stored.first_replaced,
-        "last": stored.last_replaced,
-        "symbols": ", ".join(stored.symbols[:SYMBOLS]) + more,
-    }
+def _replaced(by_symbol: list[tuple[str, int, date, date]]) -> dict[str, Any]:
+    symbols, counts, firsts, lasts = zip(*by_symbol, strict=True)
+    shown = ", ".join(symbols[:SYMBOLS]) + " …" * (len(symbols) > SYMBOLS)
+    return {"bars": sum(counts), "first": min(firsts), "last": max(lasts), "symbols": shown}
 
 
 def _state(stat: os.stat_result) -> tuple[int, int, int]:

@@ -97,7 +97,7 @@ def append(
 
 
 def upsert(table: str, stage: str, columns: Sequence[str], key: tuple[str, str] = KEY) -> sql.Composed:
-    """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING the keys of what changed.
+    """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING keys, and whether a row was replaced.
 
     Rows that are equal already are not touched: no dead tuples, nothing to recompute.
     """
@@ -106,7 +106,9 @@ def upsert(table: str, stage: str, columns: Sequence[str], key: tuple[str, str] 
     return sql.SQL(
         "INSERT INTO {table} AS kept ({all}) SELECT {all} FROM {stage} "
         "ON CONFLICT ({keys}) DO UPDATE SET ({values}) = ROW({new}) "
-        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING {returned}"
+        "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING {returned}, "
+        # An inserted row was never locked; one that is updated was, by this very statement.
+        "kept.xmax <> 0 AS replaced"
     ).format(
         table=identifier(table),
         stage=sql.Identifier(stage),
