@@ -111,7 +111,7 @@ def lint() -> list[list[str]]:
 
 
 def unit() -> list[list[str]]:
-    return [["pytest", "-q", "-p", "no:cacheprovider", "tests/unit"]]
+    return [["pytest", "-q", "-p", "no:cacheprovider", "--numprocesses=2", "--dist=loadfile", "tests/unit"]]
 
 
 def molecule(scenario: str, action: str = "test") -> list[str]:

@@ -250,7 +250,7 @@ def test_volume_may_be_a_fraction(name, size):
         assert compute("volume_indicators", bars)[name][-1] > 0
 
 
-@pytest.mark.parametrize("name", STANDARD_DEVIATION)
+@pytest.mark.parametrize("name", sorted(STANDARD_DEVIATION))
 def test_standard_deviation_where_prices_hardly_move(name):
     bars = history(400)
     for k in ("open", "high", "low", "close", "adjusted_close"):

@@ -31,8 +31,9 @@ SHELL = re.compile(r"^ *```sh\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 TEST = re.compile(r"\btest_\w+")
 PLACE = re.compile(r"\b(?:ansible|bench|docs|feature_repo|inventory|molecule|roles|src|templates|tests)/[\w./*<>-]*")
-# What init_secrets.yml makes beside a copy of inventory/example.
-MADE = re.compile(r"(vault\.yml(\.former)?|\.vault_password|ca\.crt)$")
+# What a reader makes: secrets beside a copy of inventory/example, and the role of the page that adds one.
+NEW_ROLE = "hello"
+MADE = re.compile(rf"(vault\.yml(\.former)?|\.vault_password|ca\.crt)$|\b{NEW_ROLE}\b")
 URL = re.compile(r"(https?)://[\w.{}-]+:(\d+)")
 # Ports on which the stack's services speak TLS, and all but the gateway's ask for a client's certificate.
 SHARED = yaml.safe_load((ROOT / "roles/larder/defaults/main.yml").read_text())
@@ -45,7 +46,7 @@ PORTS = {
 UNIT = re.compile(
     r"(cron|docker|haproxy|postgresql@17-main|redis-server|feature-pipeline|(feature|push)-server@(\d|\*|\$n))(\.service)?"
 )
-TAGS = set(re.findall(r"\w+", " ".join(re.findall(r"tags: \[(.+)\]", (ROOT / "site.yml").read_text()))))
+TAGS = {NEW_ROLE} | set(re.findall(r"\w+", " ".join(re.findall(r"tags: \[(.+)\]", (ROOT / "site.yml").read_text()))))
 VARIABLES = " ".join(
     path.read_text()
     for pattern in ("ansible/*.yml", "ansible/tasks/*.yml", "roles/*/defaults/main.yml")

@@ -107,10 +107,11 @@ def test_everything_rotates_while_features_are_read(server: Any, playbook: Any, 
     now = server.host.check_output("ls -d /etc/larder/tls/feast/*Z")
     assert (len(now.split()), now == own) == (1, False)
 
-    again = playbook("molecule/feature_server/rotation.yml", *options)
-    assert again.returncode == 0
-    assert playbooks.changed(again.stdout)["server1"] == 0, again.stdout[-1000:]
-    assert main_processes(server) == after[0]
+    if new:
+        again = playbook("molecule/feature_server/rotation.yml", *options)
+        assert again.returncode == 0
+        assert playbooks.changed(again.stdout)["server1"] == 0, again.stdout[-1000:]
+        assert main_processes(server) == after[0]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import playbooks
 import pytest
 import yaml
+from ansible.parsing.vault import VaultLib, VaultSecret
 
 ROOT = Path(__file__).resolve().parents[3]
 specification = importlib.util.spec_from_file_location("secrets_filter", ROOT / "ansible/plugins/filter/secrets.py")
@@ -89,15 +90,8 @@ class Operator:
         shutil.copy(self.vault.with_name("vault.yml.former"), self.vault)
 
     def secrets(self) -> dict[str, Any]:
-        shown = subprocess.run(
-            ["ansible-vault", "view", self.vault],
-            cwd=ROOT,
-            env=playbooks.environment(),
-            check=True,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-        )
-        secrets: dict[str, Any] = yaml.safe_load(shown.stdout)
+        password = VaultSecret((self.inventory / ".vault_password").read_bytes().strip())
+        secrets: dict[str, Any] = yaml.safe_load(VaultLib([("default", password)]).decrypt(self.vault.read_bytes()))
         return secrets
 
 
