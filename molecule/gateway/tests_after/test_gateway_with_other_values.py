@@ -116,7 +116,7 @@ def test_the_new_body_limit_holds(gateway):
 
 def test_a_client_with_few_waiting_requests_comes_before_one_with_many(gateway, hosts):
     server, units = hosts["server1"], "feature-server@1 feature-server@2 feature-server@3"
-    working, waiting = 3 * 2, 30  # gateway_server_connections of each instance
+    working, waiting = 3 * 2, 30  # gateway_server_small_reads of each instance
     order: list[str] = []
 
     def read(token: str) -> int:
