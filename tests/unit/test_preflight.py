@@ -447,6 +447,7 @@ ANYTHING = st.recursive(
 )
 
 
+@example({"pipeline_max_rejected": 10**400}, False)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     st.dictionaries(st.sampled_from(NAMES) | st.just(f"redis_{CANARY}"), ANYTHING, min_size=1, max_size=4),

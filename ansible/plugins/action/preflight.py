@@ -241,6 +241,8 @@ def type_faults(host: Host, name: str, option: Mapping[str, Any]) -> Iterator[st
         errors = ArgumentSpecValidator({name: option}).validate({name: value}).error_messages
     except (TypeError, ValueError):  # it sorts a dictionary's keys, of which one is no text
         errors = ["a name in it is no text"]
+    except OverflowError:
+        errors = ["the number is too large"]
     if errors:
         told = kind in {"dict", "list"} and name not in host.secrecy.names and not host.secrecy.hides(value)
         detail = f" ({'; '.join(errors)})" if told else ""

@@ -171,7 +171,7 @@ def _formats(value: Any) -> Sequence[Mapping[str, Any]]:
 def _share(value: Any) -> float:
     try:
         share = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         share = math.nan
     if isinstance(value, bool) or not 0 <= share <= 1:
         raise ConfigError(f"pipeline_max_rejected is {show(value)} and must be a share from 0 to 1, such as 0.05.")
