@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import time
 import urllib.error
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -331,17 +332,36 @@ def test_one_entry_adds_a_feature_and_restarts_nothing(
     assert set(site(variables=variables).changed.values()) == {0}
 
 
-def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory: Any) -> None:
-    # The firewall of the host itself: SSH does not answer to new connections until this one is closed.
-    outage = (
-        "nft add table inet outage && nft 'add chain inet outage in { type filter hook input priority -10; }'"
-        " && nft add rule inet outage in tcp dport 22 ct state new drop"
-        " && echo begun; cat; nft delete table inet outage"
-    )
-    command = inventory.argv("cache1", shlex.join(["sudo", "sh", "-c", outage]))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as held:
+@contextmanager
+def meanwhile(inventory: Any, name: str, begin: str, end: str) -> Iterator[None]:
+    """Let a shell of root on a host, which was there before, run one command, and the other one afterwards."""
+    shell = shlex.join(["sudo", "sh", "-c", f"{begin} && echo begun; cat; {end}"])
+    with subprocess.Popen(
+        inventory.argv(name, shell), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as held:
         assert held.stdout
         assert held.stdout.readline() == "begun\n"
+        yield
+
+
+def test_sudo_that_wants_a_terminal_is_named_and_nothing_has_changed(site: Any, inventory: Any) -> None:
+    file, user = "/etc/sudoers.d/zz_tty", inventory.variables("cache1")["ansible_user"]
+    with meanwhile(inventory, "cache1", f"echo 'Defaults:{user} requiretty' > {file}", f"rm {file}"):
+        run = site(variables={"redis_maxmemory": "110mb"})
+    assert run.code != 0
+    assert f'cache1: sudo wants a terminal (requiretty), which Ansible has none of: write "Defaults:{user}' in sentence(
+        run
+    )
+    assert "PLAY [Deploy" not in run.output
+
+
+def test_unreachable_host_is_named_and_nothing_has_changed(site: Any, inventory: Any) -> None:
+    # The firewall of the host itself: SSH does not answer to new connections.
+    begin = (
+        "nft add table inet outage && nft 'add chain inet outage in { type filter hook input priority -10; }'"
+        " && nft add rule inet outage in tcp dport 22 ct state new drop"
+    )
+    with meanwhile(inventory, "cache1", begin, "nft delete table inet outage"):
         run = site("--ssh-extra-args=-o ControlPath=none -o ConnectTimeout=5", variables={"redis_maxmemory": "110mb"})
     assert run.code != 0
     assert "fatal: [cache1]: UNREACHABLE!" in run.output
