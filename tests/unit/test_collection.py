@@ -35,6 +35,7 @@ PLAYBOOK = """\
   hosts: localhost
   connection: local
   vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
     redis_users: {carts: "+get"}
     redis_passwords: {carts: secret}
     group_names: [redis]
