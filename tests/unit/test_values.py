@@ -483,3 +483,15 @@ def test_yaml_makes_other_things_of_values_that_look_right() -> None:
     assert [type(value) for value in written.values()] == [int, bool, date, str, str]
     assert larder_values.span(True, least="1min", most="7days")
     assert larder_values.zone(written["c"])
+
+
+def test_a_feature_repository_holds_text_alone(tmp_path: Path) -> None:
+    for name in ("features.py", "__pycache__/features.pyc", "data/old.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"PAR1\xff\x00" if name.startswith("data") else "# für Aktien".encode())
+    (tmp_path / "__pycache__/features.pyc").write_bytes(b"\xcb\r\r\n\xff")
+    rule = RULES["feast_repository"]
+    [(_, _, allowed)] = larder_values.faults("feast_repository", str(tmp_path), rule)
+    assert "data/old.parquet in it is none" in allowed
+    (tmp_path / "data/old.parquet").unlink()
+    assert [*larder_values.faults("feast_repository", str(tmp_path), rule)] == []

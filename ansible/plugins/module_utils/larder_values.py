@@ -309,8 +309,10 @@ def directory(value: Any) -> str | None:
 
 
 def file(value: Any, *, kind: str = "") -> str | None:
-    """A path on the controller, of a ``certificate``, ``directory`` or ``file`` that is there."""
-    allowed = f"the absolute path of a {kind or 'file'} on this machine" + (" that is there" if kind else "")
+    """A path on the controller, of a ``certificate``, ``directory``, ``repository`` or ``file`` that is there."""
+    allowed = f"the absolute path of a {kind.replace('repository', 'directory') or 'file'} on this machine" + (
+        " that is there" if kind else ""
+    )
     held = scalar(value) or ""
     if not re.fullmatch(r"[/~][^\0\n\r]*", held) or (not kind and held == "/"):
         return allowed
@@ -318,10 +320,23 @@ def file(value: Any, *, kind: str = "") -> str | None:
         path = Path(held).expanduser()
         if kind == "directory":
             return None if path.is_dir() else allowed
+        if kind == "repository":
+            return repository(path) if path.is_dir() else allowed
         if kind:
             return None if path.is_file() and (kind != "certificate" or not certificate(path.read_text())) else allowed
     except (OSError, RuntimeError, ValueError):
         return allowed
+    return None
+
+
+def repository(path: Path) -> str | None:
+    """A directory of text files: Ansible carries no others in a variable."""
+    for each in sorted(path.rglob("*")):
+        if each.is_file() and "__pycache__" not in each.parts:
+            try:
+                each.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                return f"a directory of text files in UTF-8, and {each.relative_to(path)} in it is none"
     return None
 
 
