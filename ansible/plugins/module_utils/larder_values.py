@@ -310,7 +310,8 @@ def directory(value: Any) -> str | None:
 
 def file(value: Any, *, kind: str = "") -> str | None:
     """A path on the controller, of a ``certificate``, ``directory``, ``repository`` or ``file`` that is there."""
-    allowed = f"the absolute path of a {kind.replace('repository', 'directory') or 'file'} on this machine" + (
+    what = {"": "file", "repository": "directory"}.get(kind, kind)
+    allowed = f"the absolute path of a {what} on this machine" + (" that is there" if kind else "")
         " that is there" if kind else ""
     )
     held = scalar(value) or ""
