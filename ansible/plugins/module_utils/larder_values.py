@@ -312,8 +312,6 @@ def file(value: Any, *, kind: str = "") -> str | None:
     """A path on the controller, of a ``certificate``, ``directory``, ``repository`` or ``file`` that is there."""
     what = {"": "file", "repository": "directory"}.get(kind, kind)
     allowed = f"the absolute path of a {what} on this machine" + (" that is there" if kind else "")
-        " that is there" if kind else ""
-    )
     held = scalar(value) or ""
     if not re.fullmatch(r"[/~][^\0\n\r]*", held) or (not kind and held == "/"):
         return allowed
