@@ -80,7 +80,7 @@ class Client:
 
     def watch(self, stop: threading.Event) -> None:
         expected = self.read(["ohlcv_features:close"], ["GOOG.US", "SP500"])
-        while not stop.wait(0.02):
+        while not stop.wait(0.05):
             try:
                 answer = self.read(["ohlcv_features:close"], ["GOOG.US", "SP500"])
             except OSError as error:
