@@ -227,12 +227,13 @@ def test_an_applied_view_is_served_without_a_restart(server):
     assert server.read(6566, "ANY", "later:close").status == 404
     server.host.check_output(
         "cat > %s <<'END'\n"
+        "import feature_views\n"
         "from entities import symbol\n"
         "from feast import FeatureView, Field\n"
         "from feast.types import Float64\n"
-        "from sources import ohlcv_source\n"
+        "source = feature_views.ohlcv_features.batch_source\n"
         "fields = [Field(name='close', dtype=Float64)]\n"
-        "later = FeatureView(name='later', entities=[symbol], source=ohlcv_source, schema=fields)\n"
+        "later = FeatureView(name='later', entities=[symbol], source=source, schema=fields)\n"
         "END",
         views,
     )
