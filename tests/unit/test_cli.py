@@ -158,6 +158,18 @@ def test_other_formulas_functions_prices_or_ta_lib_are_other_definitions(tmp_pat
     assert record.fingerprint(Formulas(repo)) != as_they_are
 
 
+def test_apply_refuses_a_formula_that_looks_ahead_before_it_asks_the_registry(credentials, tmp_path):
+    repo = shutil.copytree(REPO, tmp_path / "repo")
+    views = repo / "computed_views.yml"
+    views.write_text(views.read_text().replace("talib.SMA(close, 5)", "close - close.mean()"))
+    directory = credentials(
+        "project: p\nregistry: {registry_type: sql, path: 'postgresql+psycopg://u:p@192.0.2.1/d'}\n"
+    )
+    result = larder("--credentials", directory, "apply", "--repo", repo)
+    assert result.exit_code == 2, result.output
+    assert "technical_indicators_ma.sma_5 looks ahead" in result.output
+
+
 def test_features_are_listed_with_their_formulas():
     result = larder("features", "--repo", REPO)
     assert result.exit_code == 0
