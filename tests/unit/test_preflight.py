@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -675,6 +676,16 @@ class TestPlaybook:
         assert code == 2
         assert "- group pipeline: it has no host in the inventory and needs exactly 1.\n" in output
         assert "- all hosts: redis_timeout is 'soon' and must be a whole number of seconds, 0 to 86400.\n" in output
+        assert not contacted
+
+    def test_a_wrong_formula_ends_the_run_before_any_host_is_contacted(self, tmp_path: Path, run: Any) -> None:
+        repository = shutil.copytree(ROOT / "feature_repo", tmp_path / "repository")
+        views = repository / "computed_views.yml"
+        views.write_text(views.read_text().replace("talib.SMA(close, 5)", "talib.SMA(closs, 5)"))
+        variables = {"feast_repository": str(repository), "timescaledb_tables_file": str(repository / "tables.yml")}
+        code, output, contacted = run("-i", write_inventory(tmp_path / "inventory", variables))
+        assert code == 2
+        assert "sma_5 has the formula 'talib.SMA(closs, 5)', and closs is no column" in output
         assert not contacted
 
     def test_an_inventory_without_hosts_is_a_fault(self, tmp_path: Path, run: Any) -> None:

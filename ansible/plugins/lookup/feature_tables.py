@@ -17,7 +17,7 @@ description:
   - Reads a repository's tables.yml, and computed_views.yml where it stands beside it, and judges both.
 options:
   _terms:
-    description: Path of tables.yml.
+    description: Path of tables.yml; an empty one is that of the stack's own repository.
     required: true
 """
 EXAMPLES = """
@@ -33,6 +33,8 @@ _raw:
 
 # The pipeline reads the same file with the same module.
 MODULE = Path(__file__).resolve().parents[3] / "src/larder/features/definitions.py"
+
+OWN = MODULE.parents[3] / "feature_repo/tables.yml"
 
 
 def _definitions() -> Any:
@@ -51,7 +53,7 @@ class LookupModule(LookupBase):  # type: ignore[misc] # Ansible is untyped
         definitions = _definitions()
         found = []
         for term in terms:
-            path = Path(self.find_file_in_search_path(variables or {}, "files", term) or term)
+            path = Path(self.find_file_in_search_path(variables or {}, "files", term) or term) if term else OWN
             try:
                 declared = definitions.read_tables(path)
                 made = definitions.read(path.parent).tables()
