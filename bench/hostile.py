@@ -12,6 +12,7 @@ the others are alone, in between comes one kind of request after the other:
 - ``hundred``: a hundred symbols with all features;
 - ``demand``: features that Feast computes on demand;
 - ``plans``: each request asks for another list of features;
+- ``unknown``: each request asks for another feature that nobody has;
 - ``refused``: more than one request may ask for;
 - ``slow``: the largest answers, read a little at a time;
 - ``single``: one symbol, as often as possible.
@@ -38,7 +39,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PATH = "/get-online-features"
-KINDS = ("values", "rows", "hundred", "demand", "plans", "refused", "slow", "single")
+KINDS = ("values", "rows", "hundred", "demand", "plans", "unknown", "refused", "slow", "single")
 FEATURES = {
     "ohlcv_features": "open high low close volume adjusted_close typical_price",
     "technical_indicators_ma": "sma_5 sma_10 sma_20 sma_50 sma_200 ema_12 ema_26 ema_50",
@@ -59,6 +60,8 @@ def bodies(kind: str, values: int) -> list[bytes]:
         chance = random.Random(1)  # noqa: S311 # not for secrets
         lists = [chance.sample(ALL, len(ALL)) for _ in range(1000)]
         return [body(3, features) for features in lists]
+    if kind == "unknown":
+        return [body(3, [*ALL[:-1], f"price_action:unknown_{number}"]) for number in range(1000)]
     return [
         {
             "values": lambda: body(rows, ALL, include_age=True, max_age_s=1e9),

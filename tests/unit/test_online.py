@@ -833,12 +833,18 @@ def test_what_the_registry_gains_is_served_and_what_it_loses_is_refused(server):
     assert server.same(lost)[:2] == (200, "larder")
 
 
+def count_plans(server, monkeypatch):
+    """Forget all plans; return the lists of the requests for which Feast is asked from now on."""
+    asked = []
+    ask = online.Planner.ask
+    monkeypatch.setattr(online.Planner, "ask", lambda self, *key: asked.append(key) or ask(self, *key))
+    server.larder.online.plans, server.larder.online.planner = {}, online.Planner(server.larder.online.store)
+    return asked
+
+
 def test_plans_are_made_once_and_not_without_end(server, monkeypatch):
-    made = []
-    plan = online.Plan
-    monkeypatch.setattr(online, "Plan", lambda *key: made.append(key) or plan(*key))
+    made = count_plans(server, monkeypatch)
     monkeypatch.setattr(online, "MAX_PLANS", 3)
-    server.larder.online.plans = {}
     for _ in range(3):
         server.read({"features": ["prices:close"], "entities": {"symbol": ["A"]}})
     assert len(made) == 1
@@ -847,20 +853,40 @@ def test_plans_are_made_once_and_not_without_end(server, monkeypatch):
         assert len(server.larder.online.plans) <= 3
 
 
+def test_another_list_of_features_that_are_known_does_not_ask_feast(server, monkeypatch):
+    asked = count_plans(server, monkeypatch)
+    entities = {"symbol": ["A", "only-types"], "desk_id": [1, 0]}
+    whole = ["numbers:n1", "prices:close", "numbers:n0", "prices:volume", "positions:size", "all_types:int32_list"]
+    assert server.same({"features": whole, "entities": entities})[0] == 200
+    assert len(asked) == 1
+    chance = random.Random(3)
+    for size in range(1, 7):
+        for full_names in (False, True):
+            features = chance.sample(whole, size)
+            keys = ["symbol", "desk_id"] if "positions:size" in features else ["symbol"]
+            body = {
+                "features": features,
+                "entities": {key: entities[key] for key in keys},
+                "full_feature_names": full_names,
+            }
+            assert server.same(body)[:2] == (200, "larder")
+    assert len(asked) == 1
+    for wrong in (["prices:close", "prices:close"], ["prices:close", "prices:nothing"]):
+        assert server.same({"features": wrong, "entities": entities})[0] in (400, 404)
+    assert len(asked) == 3
+
+
 def test_a_refresh_plans_again_what_was_asked_for_and_forgets_the_rest(server, monkeypatch):
-    made = []
-    plan = online.Plan
-    monkeypatch.setattr(online, "Plan", lambda *key: made.append(key[1]) or plan(*key))
-    server.larder.online.plans = {}
+    made = count_plans(server, monkeypatch)
     bodies = {name: {"features": [f"prices:{name}"], "entities": {"symbol": ["A"]}} for name in ("open", "close")}
     for body in bodies.values():
         server.read(body)
     server.larder.online.refresh()
-    assert [*map(sorted, made)] == [["prices:open"], ["prices:close"]] * 2
+    assert made == [((f"prices:{name}",), "", False) for name in ("open", "close", "open", "close")]
     server.read(bodies["close"])
     assert len(made) == 4, "the refresh has planned it"
     server.larder.online.refresh()
-    assert made[4:] == [("prices:close",)], "nobody asked for the other one"
+    assert made[4:] == [(("prices:close",), "", False)], "nobody asked for the other one"
 
 
 def test_the_readiness_check_reads_as_clients_do(server, monkeypatch):

@@ -38,7 +38,7 @@ from larder.serving.answer import Answer
 from larder.serving.explain import PATH, explain_entities, explain_features
 from larder.serving.failures import is_outage
 from larder.serving.hashes import Hashes
-from larder.serving.plan import DeclinedError, Plan, declined, left
+from larder.serving.plan import DeclinedError, Plan, Planner, declined, left
 from larder.serving.query import JSON, Query, RefusedError, body_of
 from larder.serving.turns import Pieces, Turns, Unsent, max_values
 
@@ -73,12 +73,13 @@ class Online:
         self.store, self.feast, self.failed = store, feast, failed
         self.most = max_values()
         self.plans: dict[tuple[tuple[str, ...], str, bool], Plan] = {}
+        self.planner = Planner(store)
         self.left, self.declined = left(store), declined(store)
         self.hashes = Hashes(store)
         self.turns, self.feasts = Turns(TURNS, TURNS_OF_A_CLIENT), Turns(1)
         self.pieces, self.unsent = Pieces(self.turns, self.feasts), Unsent(UNSENT_BYTES)
         # One thread each: more would only take the interpreter from one another, and from the event loop.
-        self.planner, self.worker = ThreadPoolExecutor(1, "plan"), ThreadPoolExecutor(1, "feast")
+        self.asker, self.worker = ThreadPoolExecutor(1, "plan"), ThreadPoolExecutor(1, "feast")
 
     @staticmethod
     def answers(scope: Scope) -> bool:
@@ -243,10 +244,10 @@ class Online:
         return body | {"entities": {name: [entity]}}
 
     async def plan(self, query: Query) -> Plan:
-        key, plans = (query.features, query.service, query.full_names), self.plans
-        plan = plans.pop(key, None)
+        key, plans, planner = (query.features, query.service, query.full_names), self.plans, self.planner
+        plan = plans.pop(key, None) or planner.at_once(*key)
         if plan is None:
-            plan = await asyncio.get_running_loop().run_in_executor(self.planner, Plan, self.store, *key)
+            plan = await asyncio.get_running_loop().run_in_executor(self.asker, planner.ask, *key)
             if plan.declined:
                 log.info("%s: Feast itself answers, as %s.", query.service or ", ".join(query.features), plan.declined)
             if len(plans) >= MAX_PLANS:
@@ -258,12 +259,12 @@ class Online:
 
     def refresh(self) -> None:
         """Plan again, with the registry as it is now, what was asked for since the last time."""
-        plans = {}
+        plans, planner = {}, Planner(self.store)
         for key, plan in list(self.plans.items()):
             if plan.asked:
                 with suppress(Exception):  # the next client who asks for it is told
-                    plans[key] = Plan(self.store, *key)
-        self.plans = plans
+                    plans[key] = planner.at_once(*key) or planner.ask(*key)
+        self.plans, self.planner = plans, planner
 
     async def read(self, query: Query, plan: Plan, client: bytes = b"") -> list[bytes]:
         """Return the answer in parts; DeclinedError where Feast has to answer."""
@@ -288,7 +289,7 @@ class Online:
             return answer.parts()
 
     def close(self) -> None:
-        self.planner.shutdown(wait=False)
+        self.asker.shutdown(wait=False)
         self.worker.shutdown(wait=False)
         self.hashes.close()
 
