@@ -74,7 +74,7 @@ def test_other_clients_are_served_beside_a_hostile_reader(
     inventory.run("client1", "cat > /tmp/hostile_ca.crt", gateway.authority)
     command = (
         f"cat > /tmp/hostile.py; python3 /tmp/hostile.py --gateway https://{gateway.address}:8443 --seconds 6"
-        " --ca /tmp/hostile_ca.crt --tokens /tmp/hostile_tokens.json --kinds values rows demand slow; true"
+        " --ca /tmp/hostile_ca.crt --tokens /tmp/hostile_tokens.json --kinds values rows demand plans unknown slow; true"
     )
     found = json.loads(inventory.run("client1", command, BENCH.read_text()))
     hosts["client1"].check_output("rm /tmp/hostile*")
@@ -82,7 +82,7 @@ def test_other_clients_are_served_beside_a_hostile_reader(
     # Three times what p99 is undisturbed. Below 60 ms the machine decides, on which other scenarios run, too.
     most = 3 * max(60, found["alone"]["p99"], found["after"]["p99"])
     assert {kind: run["p99"] for kind, run in found["kinds"].items() if run["p99"] > most} == {}, found
-    for kind in ("values", "rows", "demand"):
+    for kind in ("values", "rows", "demand", "plans"):
         assert found["kinds"][kind]["hostile"]["200"] > 0, "its requests are legal"
     assert ({unit: workers(server, unit) for unit in INSTANCES}, stats("chkdown")) == before
     assert set(stats("status", "check_status").values()) == {("UP", "L7OK")}
