@@ -11,47 +11,50 @@ description:
   - What the stack made is known by a file that only the stack writes, so that a second run is silent. What Debian's
     package brought and nobody used is nobody's.
 options:
-  service:
-    description: The name under which the sentences are in C(ansible_facts), as C(larder_foreign_<service>).
-    type: str
-    required: true
-  ports:
-    description: The stack's ports by the variable that sets them.
-    type: dict
-    default: {}
-  unit:
-    description: A regular expression of the systemd units that may listen there.
-    type: str
-    default: ""
-  given_up:
-    description: Whether the stack takes over what is there; then only the ports are looked at.
-    type: bool
-    default: false
-  variable:
-    description: The variable that lets the stack take over what is there.
-    type: str
-    default: ""
-  postgresql:
-    description: The cluster that the stack would take, as C(version/name), and the stack's C(database) in it.
-    type: dict
-  redis:
-    description: >-
-      Its configuration: C(config), its Debian C(package), and two signs of the stack, for one may be lost: C(ours), a
-      file that only the stack writes, and C(named), a path that only the stack's configuration names.
-    type: dict
-  haproxy:
-    description: As for C(redis).
-    type: dict
-  home:
-    description: "A system user and its home: C(user), C(path), and C(ours), paths that only the stack makes."
-    type: dict
-  firewall:
-    description: The C(ports) that a firewall of the host's own must name until C(ours), a file of the stack, is there.
-    type: dict
-  authorities:
-    description: PEM of the CAs that the stack trusts; those on the host must be among them.
+  looks:
+    description: What to look for, for each service of the host.
     type: list
-    elements: str
+    elements: dict
+    required: true
+    suboptions:
+      ports:
+        description: The stack's ports by the variable that sets them.
+        type: dict
+        default: {}
+      unit:
+        description: A regular expression of the systemd units that may listen there.
+        type: str
+        default: ""
+      given_up:
+        description: Whether the stack takes over what is there; then only the ports are looked at.
+        type: bool
+        default: false
+      variable:
+        description: The variable that lets the stack take over what is there.
+        type: str
+        default: ""
+      postgresql:
+        description: The cluster that the stack would take, as C(version/name), and the stack's C(database) in it.
+        type: dict
+      redis:
+        description: >-
+          Its configuration: C(config), its Debian C(package), and two signs of the stack, for one may be lost: C(ours),
+          a file that only the stack writes, and C(named), a path that only the stack's configuration names.
+        type: dict
+      haproxy:
+        description: As for C(redis).
+        type: dict
+      home:
+        description: "A system user and its home: C(user), C(path), and C(ours), paths that only the stack makes."
+        type: dict
+      firewall:
+        description: >-
+          The C(ports) that a firewall of the host's own must name until C(ours), a file of the stack, is there.
+        type: dict
+      authorities:
+        description: PEM of the CAs that the stack trusts; those on the host must be among them.
+        type: list
+        elements: str
 author:
   - The Larder authors
 """
@@ -59,19 +62,20 @@ author:
 EXAMPLES = r"""
 - name: Look for a Redis of somebody else
   foreign:
-    service: redis
-    ports: {larder_redis_port: [6379]}
-    unit: redis-server[.]service
-    redis: {config: /etc/redis/redis.conf, package: redis-server, ours: /etc/credstore.encrypted/redis.maintenance,
-            named: /etc/larder/tls/redis/}
-    variable: redis_take_over
-    given_up: "{{ redis_take_over }}"
+    looks:
+      - ports: {larder_redis_port: [6379]}
+        unit: redis-server[.]service
+        redis: {config: /etc/redis/redis.conf, package: redis-server, ours: /etc/credstore.encrypted/redis.maintenance,
+                named: /etc/larder/tls/redis/}
+        variable: redis_take_over
+        given_up: "{{ redis_take_over }}"
 """
 
 RETURN = r"""
-ansible_facts:
-  description: The sentences, as C(larder_foreign_<service>); an empty list where nothing was found.
-  type: dict
+found:
+  description: Sentences; none where nothing was found.
+  type: list
+  elements: str
   returned: always
 """
 
@@ -389,22 +393,20 @@ def sentences(parameters: Mapping[str, Any], run: Run) -> Iterator[str]:
 
 def main() -> None:
     nested: dict[str, Any] = {"type": "dict"}
-    module = AnsibleModule(
-        argument_spec={
-            "service": {"type": "str", "required": True},
-            "ports": {"type": "dict", "default": {}},
-            "unit": {"type": "str", "default": ""},
-            "given_up": {"type": "bool", "default": False},
-            "variable": {"type": "str", "default": ""},
-            "postgresql": nested,
-            "redis": nested,
-            "haproxy": nested,
-            "home": nested,
-            "firewall": nested,
-            "authorities": {"type": "list", "elements": "str"},
-        },
-        supports_check_mode=True,
-    )
+    look = {
+        "ports": {"type": "dict", "default": {}},
+        "unit": {"type": "str", "default": ""},
+        "given_up": {"type": "bool", "default": False},
+        "variable": {"type": "str", "default": ""},
+        "postgresql": nested,
+        "redis": nested,
+        "haproxy": nested,
+        "home": nested,
+        "firewall": nested,
+        "authorities": {"type": "list", "elements": "str"},
+    }
+    looks = {"type": "list", "elements": "dict", "required": True, "options": look}
+    module = AnsibleModule(argument_spec={"looks": looks}, supports_check_mode=True)
 
     def run(command: list[str]) -> tuple[int, str]:
         # A bare host has neither nft nor psql.
@@ -413,8 +415,9 @@ def main() -> None:
         code, out, _ = module.run_command(command, cwd="/")
         return code, out
 
-    found = list(sentences(module.params, run))
-    module.exit_json(changed=False, ansible_facts={f"larder_foreign_{module.params['service']}": found})
+    module.exit_json(
+        changed=False, found=[sentence for one in module.params["looks"] for sentence in sentences(one, run)]
+    )
 
 
 if __name__ == "__main__":
