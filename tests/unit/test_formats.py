@@ -411,6 +411,15 @@ def test_ticks_are_the_volume_where_no_volume_was_traded_and_not_where_some_was(
     assert [bar["volume"] for bar in stored(some)] == [0, *VOLUME[1:]]
 
 
+@pytest.mark.parametrize("junk", ["\x1b[2J0", "7a", "12:30", "--5"])
+def test_junk_in_one_bar_does_not_make_a_column_of_zeros_the_volume_of_the_others(file, junk):
+    head = "<DATE>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>"
+    bars = BARS * 4  # one bar of ten is more than a file may have rejected
+    lines = csv(head, "{d}\t{o}\t{h}\t{l}\t{c}\t{v}\t0\t1", bars=bars).replace("\t0\t1", f"\t{junk}\t1", 1)
+    found = stored(file("A.csv", lines))
+    assert {bar["volume"] for bar in found} <= set(VOLUME)
+
+
 @pytest.mark.parametrize("order", ["Ticker", "Price"])
 def test_yfinance_of_several_symbols_by_either_level(tmp_path, order):
     days = pd.DatetimeIndex(DAYS, name="Date")

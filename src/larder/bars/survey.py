@@ -350,8 +350,9 @@ def _note(part: Part, found: Survey, seen: _Seen) -> None:
                 part.marks.note(rows.columns[name])
         for n, column in enumerate(rows.volumes):
             part.marks.note(column)
-            if n not in part.nonzero and bool(
-                pc.any(pc.match_substring_regex(column.cast(pa.string()), "[1-9]")).as_py()
+            # Only numbers count: junk in one bar must not make a column of zeros the volume of all others.
+            if n not in part.nonzero and any(
+                np.any(np.nan_to_num(numbers.parse(column, mark, units=True)[0])) for mark in numbers.STYLES
             ):
                 part.nonzero.add(n)
     seen.broken += broken.count
