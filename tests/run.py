@@ -39,6 +39,7 @@ LONGEST_FIRST = (
     "leaks",
     "feature_server",
     "timescaledb",
+    "redis_failover",
     "pipeline",
     "gateway",
     "feast",
@@ -133,7 +134,7 @@ def whole_rotation() -> list[list[str]]:
 
 
 def soak() -> list[list[str]]:
-    return [molecule("soak"), *whole_rotation()]
+    return [molecule("soak"), *whole_rotation(), ["env", "LARDER_SOAK=1", *molecule("redis_failover")]]
 
 
 def bench() -> list[list[str]]:

@@ -25,7 +25,9 @@ def another(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["plugins.offline_store", "plugins.compute_engine", "serving.application", "serving.gunicorn"]
+    "module",
+    [f"plugins.{name}" for name in ("offline_store", "compute_engine", "online_store")]
+    + ["serving.application", "serving.gunicorn"],
 )
 def test_another_feast_is_refused_where_feast_or_gunicorn_imports_the_package(another, module):
     code = [sys.executable, "-c", f"import larder.{module}"]

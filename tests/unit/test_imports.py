@@ -24,7 +24,7 @@ MODULES = {
         "load",
     ),
     "features": ("definitions", "feast_views formulas", "record", "compute"),
-    "plugins": ("offline_store", "compute_engine"),
+    "plugins": ("offline_store online_store", "compute_engine"),
     "serving": (
         "checks drain failures redis_line turns",
         "explain push query",

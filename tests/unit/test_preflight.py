@@ -311,6 +311,10 @@ WRONG_HOSTS: dict[str, tuple[dict[str, Any], str]] = {
         {"redis": {"cache1": {"ansible_host": "192.0.2.1"}}},
         "cache1, db1: larder_address (by default ansible_host, else the name) is 192.0.2.1 for each, and must differ",
     ),
+    "one of several Redis hosts by its name": (
+        {"redis": {"cache1": {"ansible_host": "192.0.2.2"}, "cache2": {"ansible_host": "cache2.example.com"}}},
+        "cache2: larder_address is 'cache2.example.com' and must be an IP address, as there are several Redis hosts",
+    ),
     "a port that only one host knows": (
         {"redis": {"cache1": {"larder_redis_port": 6380}}},
         "all hosts: larder_redis_port is '6380' on cache1 and '6379' on db1, pipeline1, server1, server2, and must",
@@ -383,7 +387,16 @@ def test_a_release_that_is_not_supported_is_named(facts: dict[str, str], fault: 
 def test_any_text_without_nul_and_newline_is_a_secret(secret: str) -> None:
     values = {**SECRETS, **with_secret("redis_passwords", serve=secret)}
     host = preflight.Host("db1", values.keys(), values, groups={"redis"})
-    assert [*preflight.secret_faults(host, STACK)] == []
+    assert [*preflight.secret_faults(host, STACK, {})] == []
+
+
+def test_passwords_of_replication_are_asked_for_where_there_are_several_redis_hosts() -> None:
+    values = {name: secret for name, secret in SECRETS.items() if name != "redis_replication_passwords"}
+    host = preflight.Host("cache1", values.keys(), values, groups={"redis"})
+    assert [*preflight.secret_faults(host, STACK, {"redis": ["cache1"]})] == []
+    assert [*preflight.secret_faults(host, STACK, {"redis": ["cache1", "cache2"]})] == [
+        "redis_replication_passwords is unset; it must hold a secret each for replica, sentinel"
+    ]
 
 
 def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

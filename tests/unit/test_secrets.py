@@ -64,6 +64,8 @@ def render(purpose: str, password: str) -> str:
         "larder_timescaledb_port": 5432,
         "certificate_directories": {"feast": "/etc/larder/tls/feast/abc-20260101T000000Z"},
         "larder_redis_address": "192.0.2.2",
+        "larder_addresses": {"redis": ["192.0.2.2"]},
+        "larder_redis_sentinel_port": 26379,
         "larder_redis_port": 6379,
         "timescaledb_passwords": dict.fromkeys(purposes, password),
         "redis_passwords": dict.fromkeys(purposes, password),

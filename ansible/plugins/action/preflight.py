@@ -181,6 +181,19 @@ def address_faults(hosts: Iterable[Host]) -> Iterator[str]:
             yield f"{where} is {address} for each, and must differ; one host may be in several groups"
 
 
+def replica_faults(groups: Groups, hosts: Iterable[Host]) -> Iterator[str]:
+    """Several Redis hosts know each other by addresses: Sentinel and replicas know no names."""
+    several = groups.get("redis", ())
+    for host in hosts if len(several) > 1 else ():
+        address = host.get("larder_address")
+        if host.name in several and isinstance(address, str):
+            try:
+                ip_address(address)
+            except ValueError:
+                said = host.show("larder_address")
+                yield f"{host.name}: {said} and must be an IP address, as there are several Redis hosts"
+
+
 def shared_faults(hosts: Iterable[Host], shared: Iterable[str]) -> Iterator[str]:
     """The hosts agree on what the role larder says of the whole stack."""
     for name in shared:
@@ -335,14 +348,15 @@ def certificate_faults(host: Host, services: Sequence[str]) -> Iterator[str]:
             yield from pair_faults(f"certificate_provided.{service}", entry)
 
 
-def secret_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
+def secret_faults(host: Host, stack: larder_stack.Stack, groups: Groups) -> Iterator[str]:
     """Every secret is there, is text that can be sent, is long enough, and serves one purpose alone."""
     uses = defaultdict(list)
     own = {variable for role in stack.on(host.groups) for variable in role.secrets}
     for variable, declared in stack.secrets.items():
         purposes, secrets = declared.purposes, host.get(variable)
         if variable not in host.given:
-            if variable in own or host.groups & {*declared.used_by}:
+            needed = not declared.several or len(groups.get(declared.several, ())) > 1
+            if needed and (variable in own or host.groups & {*declared.used_by}):
                 yield f"{variable} is unset; it must hold a secret each for {', '.join(purposes)}"
             continue
         if not isinstance(secrets, Mapping):
@@ -536,7 +550,7 @@ def judge(
             *value_faults(host, specs, stack),
             *file_faults(host),
             *port_faults(host, stack),
-            *secret_faults(host, stack),
+            *secret_faults(host, stack, groups),
             *certificate_faults(host, stack.certificates),
             *memory_faults(host),
             *time_faults(host),
@@ -555,6 +569,7 @@ def judge(
     return [
         *group_faults(groups, stack.groups),
         *address_faults(hosts),
+        *replica_faults(groups, hosts),
         *shared_faults(hosts, sorted(specs["larder"].keys() - PER_HOST)),
         *(f"{where(names)}: {fault}" for fault, names in found.items()),
     ]

@@ -34,6 +34,7 @@ class Secret:
 
     purposes: Collection[str]
     used_by: Collection[str] = ()  # groups that have to leave a former secret before it is revoked
+    several: str = ""  # a group: without more than one host in it nobody needs the secret
     two: bool = False  # each may be a list: the current one, and the one that clients are leaving
 
 

@@ -32,6 +32,10 @@ options:
     description: The user's password, as a systemd encrypted credential that is named as its file.
     type: path
     required: true
+  at_start:
+    description: Files of the unit that concern its start alone, so that newer ones are no reason to restart.
+    type: list
+    elements: path
   left:
     description: Change nothing; fail while one of these users has a session.
     type: list
@@ -139,6 +143,8 @@ def parse_config(text: str) -> dict[str, str]:
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             name, *values = shlex.split(line)
+            if name == "include":  # a running server does not tell what it has read from there
+                continue
             settings.setdefault(name.lower(), []).extend(values)
     return {name: " ".join(map(_live_value, values)) for name, values in settings.items()}
 
@@ -170,13 +176,14 @@ def users_without_a_former_password(before: dict[str, tuple[str, ...]], after: d
 
 
 def newer_unit_files(module: AnsibleModule, unit: str) -> list[str]:
-    """Return the files of the unit that were changed after its process started."""
+    """Return the files of the unit that were changed after its process started, and concern more than its start."""
     names = "FragmentPath,DropInPaths,ExecMainStartTimestampMonotonic"
     _, out, _ = module.run_command(["systemctl", "show", f"--property={names}", unit], check_rc=True)
     shown = dict(line.split("=", 1) for line in out.splitlines())
     age = time.clock_gettime(time.CLOCK_MONOTONIC) - int(shown["ExecMainStartTimestampMonotonic"]) / 1e6
-    files = [Path(shown["FragmentPath"]), *map(Path, shown["DropInPaths"].split())]
-    return [str(file) for file in files if file.exists() and file.stat().st_mtime > time.time() - age]
+    files = {Path(shown["FragmentPath"]), *map(Path, shown["DropInPaths"].split())}
+    files -= {Path(file) for file in module.params["at_start"] or []}
+    return [str(file) for file in sorted(files) if file.exists() and file.stat().st_mtime > time.time() - age]
 
 
 def main_process(module: AnsibleModule, unit: str) -> int:
@@ -264,6 +271,7 @@ def main() -> None:
             "unit": {"type": "str", "required": True},
             "user": {"type": "str", "required": True},
             "credential": {"type": "path", "required": True, "no_log": False},
+            "at_start": {"type": "list", "elements": "path"},
             "left": {"type": "list", "elements": "str"},
         },
         supports_check_mode=True,

@@ -97,12 +97,12 @@ def _allowed(connection: psycopg.Connection, statement: LiteralString, where: st
 
 
 def _redis(config: Any, purpose: str) -> None:
-    from feast.infra.online_stores.redis import RedisOnlineStore
+    from feast.infra.online_stores.helpers import get_online_store_from_config
     from redis.exceptions import NoPermissionError, RedisError
 
     where = f"{purpose} at the online store"
     try:
-        client = RedisOnlineStore()._get_client(config)
+        client = get_online_store_from_config(config)._get_client(config)
         client.hmget(KEY, ["x"])
         if purpose in WRITERS:
             client.hset(KEY, "x", "")

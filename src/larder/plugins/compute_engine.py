@@ -35,6 +35,7 @@ from feast.value_type import ValueType
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from larder.plugins.offline_store import TimescaleRetrievalJob
+from larder.plugins.online_store import RedisPrimaryOnlineStore
 
 VIEWS_AT_ONCE = 2
 # Without a setting, Feast writes a view in one batch.
@@ -100,7 +101,7 @@ class DirectComputeEngine(LocalComputeEngine):  # type: ignore[misc] # Feast is 
 
     def _redis(self) -> bool:
         client = getattr(self.repo_config.online_store, "client", "redis")
-        return type(self.online_store) is RedisOnlineStore and client != "glide"
+        return type(self.online_store) in (RedisOnlineStore, RedisPrimaryOnlineStore) and client != "glide"
 
     def _direct(self, task: MaterializationTask) -> bool:
         view, config = task.feature_view, self.repo_config

@@ -7,6 +7,7 @@ times what parsing them does.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 import hiredis
@@ -20,8 +21,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 class Line:
     """The connection to one Redis, made when it is needed."""
 
-    def __init__(self, client: Redis) -> None:
-        self.client = client
+    def __init__(self, client: Redis, lost: Callable[[], None] | None = None) -> None:
+        """Take the connections that a client would make.
+
+        Where the client follows a primary, `lost` tells it of each connection that is lost. Another primary takes
+        seconds to be there: a request then waits no longer than for a reply, whatever it waits for.
+        """
+        self.client, self.lost = client, lost
         self.lock = asyncio.Lock()
         self.replies: Replies | None = None
 
@@ -40,7 +46,14 @@ class Line:
 
         retry = self.client.get_retry()
         assert retry
-        replies: list[Any] = await retry.call_with_retry(once, nothing)
+        most = self.client.get_connection_kwargs()["socket_timeout"] if self.lost else None  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(most):
+                replies: list[Any] = await retry.call_with_retry(once, nothing)
+        except TimeoutError:
+            # The reply may be what did not come in time, and the server the one that hangs.
+            self.close()
+            raise RedisTimeoutError("Redis is not reached") from None
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
@@ -52,7 +65,7 @@ class Line:
                 if self.replies is None or self.replies.closed:
                     connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
                     await connection.connect()
-                    self.replies = Replies(connection)
+                    self.replies = Replies(connection, self.lost)
         return self.replies
 
     def close(self) -> None:
@@ -63,9 +76,9 @@ class Line:
 class Replies(asyncio.Protocol):
     """Gives each request its replies, in the order in which they were asked for."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
-        # It would close itself if nobody held it.
-        self.connection = connection
+    def __init__(self, connection: AbstractConnection, lost: Callable[[], None] | None = None) -> None:
+        # Keep a reference: redis-py closes the connection when the object is collected.
+        self.connection, self.lost = connection, lost
         self.waiting: deque[tuple[asyncio.Future[list[Any]], list[Any], int]] = deque()
         self.reader = hiredis.Reader(protocolError=InvalidResponse, replyError=ResponseError)
         self.closed = False
@@ -104,6 +117,8 @@ class Replies(asyncio.Protocol):
 
     def close(self) -> None:
         self.closed = True
+        if self.lost:
+            self.lost()
         self.transport.abort()
         while self.waiting:
             future = self.waiting.popleft()[0]

@@ -1,0 +1,344 @@
+"""The online store that follows the primary: TLS and login everywhere, three Sentinels, servers that die or hang."""
+
+import asyncio
+import hashlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from larder.plugins.online_store import (
+    LOOK_SECONDS,
+    Answer,
+    RedisPrimaryOnlineStore,
+    RedisPrimaryOnlineStoreConfig,
+    agreed,
+    alone,
+    newest,
+)
+from larder.serving.redis_line import Line
+
+PASSWORD, KEY = "correct horse", "key"
+A, B = ("192.0.2.1", 6379), ("192.0.2.2", 6379)
+HMGET = b"*3\r\n$5\r\nHMGET\r\n$3\r\nkey\r\n$1\r\nf\r\n"
+
+
+def test_an_address_that_more_than_half_name_is_taken():
+    assert agreed([Answer(A), Answer(A)], 3) == A
+    assert agreed([Answer(A)], 3) is None
+    assert agreed([Answer(A), Answer(B)], 3) is None
+    assert agreed([Answer(B, 9), Answer(A, 1), Answer(A, 1)], 3) == A
+
+
+def test_without_a_majority_the_newest_failover_counts():
+    assert newest([Answer(A, 3), Answer(B, 4)]) == B
+    assert newest([]) is None
+
+
+def test_one_server_alone_may_say_that_it_is_the_primary():
+    assert alone([Answer(None), Answer(B)]) == B
+    assert alone([Answer(None)]) is None
+    with pytest.raises(RedisConnectionError, match="each say that they are the primary"):
+        alone([Answer(A), Answer(B)])
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Nodes:
+    """A primary, a replica and three Sentinels on loopback; each speaks TLS alone and has a user, no default user."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
+        self.key, self.certificate = directory / "key.pem", directory / "certificate.pem"
+        subprocess.run([*command, "-keyout", self.key, "-out", self.certificate], check=True, capture_output=True)
+        self.binary = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+        assert self.binary, "these tests need Debian's package redis-tools"
+        first, second, *self.sentinels = free_ports(5)
+        self.servers = [first, second]
+        self.processes = {}
+        for port in self.servers:
+            self.server(port, [] if port == first else [f"replicaof 127.0.0.1 {first}"])
+        self.until(lambda: self.client(second).info("replication")["master_link_status"] == "up")
+        for port in self.sentinels:
+            self.sentinel(port, first)
+        self.until(lambda: all(self.known(port) == (1, 2) for port in self.sentinels))
+
+    def common(self, port):
+        digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
+        return [
+            "bind 127.0.0.1",
+            "port 0",
+            f"tls-port {port}",
+            f"tls-cert-file {self.certificate}",
+            f"tls-key-file {self.key}",
+            f"tls-ca-cert-file {self.certificate}",
+            "tls-replication yes",
+            f"dir {self.directory}",
+            "user default off",
+            f'user reader on "#{digest}" ~* &* +@all',
+        ]
+
+    def server(self, port, more):
+        login = [f'masterauth "{PASSWORD}"', "masteruser reader", "repl-diskless-sync-delay 0"]
+        self.start(port, "redis-server", [*self.common(port), 'save ""', *login, *more])
+
+    def sentinel(self, port, primary):
+        self.start(
+            port,
+            "redis-sentinel",
+            [
+                *self.common(port),
+                f"sentinel monitor larder 127.0.0.1 {primary} 2",
+                "sentinel down-after-milliseconds larder 1000",
+                "sentinel failover-timeout larder 6000",
+                "sentinel auth-user larder reader",
+                f'sentinel auth-pass larder "{PASSWORD}"',
+                "sentinel sentinel-user reader",
+                f'sentinel sentinel-pass "{PASSWORD}"',
+            ],
+        )
+
+    def start(self, port, name, lines):
+        config = self.directory / f"{port}.conf"
+        config.write_text("\n".join(lines))
+        options = ["--sentinel"] if name == "redis-sentinel" else []
+        with (self.directory / f"{port}.log").open("w") as log:
+            self.processes[port] = subprocess.Popen([name, config, *options], executable=self.binary, stdout=log)
+        self.until(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None)
+
+    def client(self, port):
+        login = {"username": "reader", "password": PASSWORD, "decode_responses": True}
+        return Redis(**self.options(), port=port, host="127.0.0.1", ssl=True, **login)
+
+    def options(self):
+        files = {"ssl_ca_certs": self.certificate, "ssl_certfile": self.certificate, "ssl_keyfile": self.key}
+        return {name: str(path) for name, path in files.items()}
+
+    def known(self, port):
+        said = self.client(port).execute_command("SENTINEL", "MASTER", "larder")
+        said = dict(zip(said[::2], said[1::2], strict=True))
+        return int(said["num-slaves"]), int(said["num-other-sentinels"])
+
+    def primary(self):
+        """Return the primary's port, as all Sentinels say it."""
+        said = {
+            int(self.client(port).execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "larder")[1])
+            for port in self.sentinels
+        }
+        return said.pop() if len(said) == 1 else None
+
+    def replica(self):
+        return next(port for port in self.servers if port != self.primary())
+
+    @staticmethod
+    def until(condition, seconds=30):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(RedisError, OSError, KeyError):
+                if condition():
+                    return
+            time.sleep(0.1)
+        pytest.fail("the servers are not there")
+
+    def signal(self, port, number):
+        self.processes[port].send_signal(number)
+
+    def settled(self):
+        """Wait until the primary has its replica again."""
+        self.until(lambda: self.client(self.primary()).info("replication")["slave0"]["state"] == "online")
+        self.until(lambda: all(self.known(port) == (1, 2) for port in self.sentinels))
+
+    def config(self, ports=None, sentinel=True, **other):
+        options = self.options() | {"username": "reader", "password": PASSWORD, "ssl": "true", "db": 0} | other
+        nodes = [f"127.0.0.1:{port}" for port in ports or (self.sentinels if sentinel else self.servers)]
+        return RedisPrimaryOnlineStoreConfig(
+            redis_type="redis_sentinel" if sentinel else "redis",
+            sentinel_master="larder",
+            connection_string=",".join([*nodes, *(f"{name}={value}" for name, value in options.items())]),
+        )
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    found = Nodes(tmp_path_factory.mktemp("redis"))
+    yield found
+    for process in found.processes.values():
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+
+
+@pytest.fixture
+def writer(nodes):
+    client = RedisPrimaryOnlineStore()._get_client(nodes.config())
+    yield client
+    client.close()
+
+
+def port_of(client):
+    """Return the port of the server that a client talks to."""
+    return int(client.config_get("tls-port")["tls-port"])
+
+
+def attempts(call, seconds=10):
+    """Call until it succeeds; return what it returned, and how long the longest failure and all together took."""
+    begun, longest = time.monotonic(), 0.0
+    while True:
+        at = time.monotonic()
+        try:
+            return call(), longest, time.monotonic() - begun
+        except RedisError:
+            longest = max(longest, time.monotonic() - at)
+            assert time.monotonic() - begun < seconds
+            time.sleep(0.05)
+
+
+def test_values_are_written_to_the_primary_and_read_in_both_ways(nodes, writer):
+    async def read():
+        client = await RedisPrimaryOnlineStore()._get_client_async(nodes.config())
+        line = Line(client, lambda: None)
+        found = await client.hmget(KEY, ["f"]), await line.ask(HMGET, 1)
+        line.close()
+        await client.aclose()
+        return found
+
+    writer.hset(KEY, "f", "v")
+    assert port_of(writer) == nodes.servers[0]
+    assert asyncio.run(read()) == ([b"v"], [[b"v"]])
+
+
+@pytest.mark.parametrize("how", ["gone", "hung"])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_sentinel_that_does_not_answer_costs_nothing(nodes, how, place):
+    """With redis-py's own Sentinel client the first of these takes 8 s, and the second 16 s."""
+    ports = [*nodes.sentinels]
+    port = ports[place]
+    if how == "gone":
+        ports[place] = free_ports(1)[0]
+    else:
+        nodes.signal(port, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        assert RedisPrimaryOnlineStore()._get_client(nodes.config(ports)).ping()
+        assert time.monotonic() - begun < LOOK_SECONDS
+    finally:
+        nodes.signal(port, signal.SIGCONT)
+
+
+def test_a_wrong_password_is_refused_at_once(nodes):
+    with pytest.raises(AuthenticationError):
+        RedisPrimaryOnlineStore()._get_client(nodes.config(sentinel_password="wrong")).ping()
+    with pytest.raises(AuthenticationError):
+        RedisPrimaryOnlineStore()._get_client(nodes.config(password="wrong", sentinel_password=PASSWORD)).ping()
+
+
+def test_a_server_that_is_no_primary_is_not_used(nodes):
+    """Sentinels that have slept name a former primary."""
+    store, config = RedisPrimaryOnlineStore(), nodes.config()
+    client = store._get_client(config)
+    store._primary.address = ("127.0.0.1", nodes.replica())
+    assert port_of(client) == nodes.primary()
+
+
+def test_a_connection_to_a_former_primary_is_given_up(nodes, writer):
+    """Nothing cuts it: the former primary goes on to answer reads, and refuses writes."""
+    old, new = nodes.primary(), nodes.replica()
+    writer.hset(KEY, "f", 1)
+    nodes.client(nodes.sentinels[0]).execute_command("SENTINEL", "FAILOVER", "larder")
+    nodes.until(lambda: nodes.primary() == new)
+    nodes.client(old).replicaof("127.0.0.1", new)
+    writer.hset(KEY, "f", 2)
+    assert port_of(writer) == new
+    assert nodes.client(new).hget(KEY, "f") == "2"
+    nodes.settled()
+
+
+def test_a_primary_without_replicas_is_asked_for_again(nodes, writer):
+    writer.ping()
+    before = port_of(writer)
+    primary = nodes.client(before)
+    primary.config_set("min-replicas-to-write", 5)
+    with pytest.raises(RedisConnectionError, match="NOREPLICAS"):
+        writer.hset(KEY, "f", 3)
+    primary.config_set("min-replicas-to-write", 0)
+    writer.hset(KEY, "f", 3)
+    assert writer.hget(KEY, "f") == b"3"
+
+
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_clients_follow_a_failover_in_seconds_and_no_attempt_hangs(nodes, writer, how):
+    async def read(line, call):
+        begun, longest = time.monotonic(), 0.0
+        while True:
+            at = time.monotonic()
+            try:
+                await line.ask(HMGET, 1)
+            except RedisError:
+                longest = max(longest, time.monotonic() - at)
+                assert time.monotonic() - begun < 10
+                await asyncio.sleep(0.05)
+            else:
+                if call.done() or longest:
+                    return longest, time.monotonic() - begun
+
+    async def both():
+        store = RedisPrimaryOnlineStore()
+        line = Line(await store._get_client_async(nodes.config()), store.forget_primary)
+        await line.ask(HMGET, 1)
+        nodes.signal(old, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        call = asyncio.create_task(asyncio.to_thread(attempts, lambda: writer.hset(KEY, "f", 4)))
+        reading = await read(line, call)
+        line.close()
+        return reading, (await call)[1:]
+
+    old = nodes.primary()
+    writer.hset(KEY, "f", 0)
+    try:
+        (longest_read, reads), (longest_write, writes) = asyncio.run(both())
+    finally:
+        nodes.signal(old, signal.SIGCONT)
+        if how == "killed":
+            nodes.processes[old].wait()
+            nodes.server(old, [f"replicaof 127.0.0.1 {next(port for port in nodes.servers if port != old)}"])
+    assert longest_read < 2.5
+    assert longest_write < 3.5
+    assert reads < 10
+    assert writes < 10
+    nodes.until(lambda: nodes.primary() != old)
+    nodes.settled()
+
+
+def test_without_sentinels_the_servers_are_asked_themselves(nodes):
+    client = RedisPrimaryOnlineStore()._get_client(nodes.config(sentinel=False))
+    assert port_of(client) == nodes.primary()
+
+
+def test_a_patient_client_waits_for_a_primary(nodes):
+    config = nodes.config()
+    config.retry_seconds = 10
+    client = RedisPrimaryOnlineStore()._get_client(config)
+    old = nodes.primary()
+    client.ping()
+    nodes.signal(old, signal.SIGSTOP)
+    try:
+        client.hset(KEY, "f", 5)
+        assert port_of(client) != old
+    finally:
+        nodes.signal(old, signal.SIGCONT)
+    nodes.settled()
