@@ -91,8 +91,21 @@ class Machines:
         checkout = hashlib.sha1(str(ROOT).encode(), usedforsecurity=False).hexdigest()[:8]
         self._prefix = f"larder-{checkout}-redis_failover-"
 
-    def docker(self, verb: str, host: str) -> None:
-        subprocess.run(["docker", verb, f"{self._prefix}{host}"], check=True, capture_output=True)
+    def _docker(self, verb: str, host: str, *command: str) -> None:
+        subprocess.run(["docker", verb, f"{self._prefix}{host}", *command], check=True, capture_output=True)
+
+    def kill(self, host: str) -> None:
+        self._docker("kill", host)
+
+    def start(self, host: str) -> None:
+        self._docker("start", host)
+
+    def freeze(self, host: str) -> None:
+        """Stop every process but the first, as of a machine that hangs: the kernel goes on to accept connections."""
+        self._docker("exec", host, "sh", "-c", "kill -STOP -1")
+
+    def thaw(self, host: str) -> None:
+        self._docker("exec", host, "sh", "-c", "kill -CONT -1")
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ def attempts(call, seconds=10):
 def test_values_are_written_to_the_primary_and_read_in_both_ways(nodes, writer):
     async def read():
         client = await RedisPrimaryOnlineStore()._get_client_async(nodes.config())
-        line = Line(client, lambda: None)
+        line = Line(client)
         found = await client.hmget(KEY, ["f"]), await line.ask(HMGET, 1)
         line.close()
         await client.aclose()
@@ -254,6 +254,27 @@ def test_a_server_that_is_no_primary_is_not_used(nodes):
     client = store._get_client(config)
     store._primary.address = ("127.0.0.1", nodes.replica())
     assert port_of(client) == nodes.primary()
+
+
+def test_reads_leave_a_former_primary_that_goes_on_to_answer(nodes):
+    """Another connection of the process has found the new one."""
+
+    async def main():
+        store = RedisPrimaryOnlineStore()
+        line = Line(await store._get_client_async(nodes.config()))
+        await line.ask(HMGET, 1)
+        first, before = line.replies, line.replies.connection.made_to
+        store._primary.address = ("127.0.0.1", nodes.replica())
+        with suppress(RedisError):  # that one is a replica: the nodes are asked again
+            await line.ask(HMGET, 1)
+        assert await line.ask(HMGET, 1)
+        assert line.replies is not first
+        after = line.replies.connection.made_to
+        line.close()
+        return before, after, store._primary.address
+
+    before, after, known = asyncio.run(main())
+    assert before == after == known
 
 
 def test_a_connection_to_a_former_primary_is_given_up(nodes, writer):
@@ -298,8 +319,7 @@ def test_clients_follow_a_failover_in_seconds_and_no_attempt_hangs(nodes, writer
                     return longest, time.monotonic() - begun
 
     async def both():
-        store = RedisPrimaryOnlineStore()
-        line = Line(await store._get_client_async(nodes.config()), store.forget_primary)
+        line = Line(await RedisPrimaryOnlineStore()._get_client_async(nodes.config()))
         await line.ask(HMGET, 1)
         nodes.signal(old, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
         call = asyncio.create_task(asyncio.to_thread(attempts, lambda: writer.hset(KEY, "f", 4)))

@@ -352,6 +352,8 @@ def apply(changes: Changes, seconds: float) -> None:
         return
     with contextlib.closing(local()) as redis:
         wait_for_replication(host, redis, seconds)
+        if host.sentinel_port:
+            wait_for_sentinels(host, seconds)
         if int(redis.pairs("CONFIG", "GET", "min-replicas-to-write")["min-replicas-to-write"]) != host.min_replicas:
             changes("min-replicas-to-write", lambda: redis("CONFIG", "SET", "min-replicas-to-write", host.min_replicas))
         if redis("ROLE")[0] == "master":
@@ -401,6 +403,25 @@ def wait_for_replication(host: Host, redis: Redis, seconds: float) -> None:
         )
 
 
+def wait_for_sentinels(host: Host, seconds: float) -> None:
+    """Wait until this Sentinel knows the others, and the replicas of which it may make one the primary."""
+
+    def known(redis: Redis) -> bool:
+        said = redis.pairs("SENTINEL", "MASTER", NAME)
+        return (
+            said["flags"] == "master"
+            and int(said["num-other-sentinels"]) >= host.quorum - 1
+            and int(said["num-slaves"]) >= 1
+        )
+
+    with contextlib.closing(local(SENTINEL_SOCKET)) as redis:
+        until(
+            lambda: known(redis),
+            seconds,
+            "this host's Sentinel does not know the others, or no replica: see journalctl -u redis-sentinel",
+        )
+
+
 def former_replicas(redis: Redis, host: Host) -> list[dict[str, str]]:
     """Return the sessions of replicas that have logged in with a former password."""
     clients = [
@@ -447,7 +468,9 @@ def apply_sentinel(host: Host, changes: Changes) -> None:
                 changes(
                     f"Sentinel's {name}", lambda name=name, value=value: redis("SENTINEL", "SET", NAME, name, value)
                 )
-        if (held.get(f"auth-user {NAME}"), held.get(f"auth-pass {NAME}")) != (user, password):
+        # A Sentinel that Redis did not know when it logged in does not log in again by itself.
+        refused = "s_down" in said["flags"]
+        if refused or (held.get(f"auth-user {NAME}"), held.get(f"auth-pass {NAME}")) != (user, password):
             words = ("auth-user", user, "auth-pass", password)
             changes("Sentinel's login at Redis", lambda: redis("SENTINEL", "SET", NAME, *words))
         if (held.get("sentinel-user"), held.get("sentinel-pass")) != (user, password):
@@ -509,12 +532,13 @@ def by_failover(host: Host, redis: Redis, to: str) -> str:
                 "a replica does not keep up with the primary: nothing was changed",
             )
             sentinel("SENTINEL", "FAILOVER", NAME)
+            # Clients that are cut before more than half of the Sentinels know the new primary would not find it.
             until(
-                lambda: sentinel.pairs("SENTINEL", "MASTER", NAME)["ip"] != host.address,
+                lambda: by_sentinels(sentinels(host), len(host.hosts), majority=True) not in ("", host.address),
                 SWITCH_SECONDS,
                 "the Sentinels did not finish the failover: see journalctl -u redis-sentinel",
             )
-            new = sentinel.pairs("SENTINEL", "MASTER", NAME)["ip"]
+            new = by_sentinels(sentinels(host), len(host.hosts), majority=False)
             redis("REPLICAOF", new, host.port)
             redis("CLIENT", "KILL", "TYPE", "normal")
     return new

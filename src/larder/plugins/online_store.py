@@ -95,11 +95,6 @@ class RedisPrimaryOnlineStore(RedisOnlineStore):  # type: ignore[misc] # Feast i
             self._client_async = redis_asyncio.Redis.from_pool(pool)
         return self._client_async
 
-    def forget_primary(self) -> None:
-        """Ask for the primary again before the next connection is made."""
-        if self._primary:
-            self._primary.lost(self._primary.address)
-
     def _options(self, config: RedisPrimaryOnlineStoreConfig) -> dict[str, Any]:
         _, options = self._parse_connection_string(config.connection_string)
         options.setdefault("socket_timeout", 2)
@@ -210,9 +205,6 @@ class Primary:
         self.lost(address)
         self.away_until, self.why = time.monotonic() + AWAY_SECONDS, error
 
-    def moved_from(self, address: Address | None) -> bool:
-        return self.address not in (None, address)
-
     async def look(self) -> Address:
         """Ask all nodes at once."""
         asked = [asyncio.create_task(self.ask(node)) for node in self.nodes]
@@ -282,17 +274,31 @@ def not_primary(error: ResponseError) -> bool:
     return text(error.status_code) in NOT_PRIMARY or str(error).startswith(NOT_PRIMARY)
 
 
-class PrimaryConnection(Connection):
+class Follower:
+    """What connections to whichever server is the primary have in common."""
+
+    primary: Primary
+    made_to: Address | None = None
+
+    def moved(self) -> bool:
+        """Return whether another server is known to be the primary by now."""
+        return self.primary.address not in (None, self.made_to)
+
+    def lost(self) -> None:
+        """Ask again for the primary before the next connection is made."""
+        self.primary.lost(self.made_to)
+
+
+class PrimaryConnection(Follower, Connection):
     """A connection to whichever server is the primary when it is made."""
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
         self.primary = primary
-        self.made_to: Address | None = None
         super().__init__(**options)  # type: ignore[no-untyped-call]
 
     def connect_check_health(self, check_health: bool = True, **_: bool) -> None:  # type: ignore[override]
         """Find the primary, connect and log in, once: redis-py repeats the whole of it."""
-        if self._sock and self.primary.moved_from(self.made_to):
+        if self._sock and self.moved():
             self.disconnect()
         if self._sock:
             return
@@ -309,7 +315,7 @@ class PrimaryConnection(Connection):
             raise
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        self.primary.lost(self.made_to)
+        self.lost()
         super().disconnect(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
@@ -326,17 +332,16 @@ class PrimarySSLConnection(PrimaryConnection, SSLConnection):
     """The same with TLS."""
 
 
-class AsyncPrimaryConnection(redis_asyncio.Connection):
+class AsyncPrimaryConnection(Follower, redis_asyncio.Connection):
     """A connection to whichever server is the primary when it is made."""
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
         self.primary = primary
-        self.made_to: Address | None = None
         super().__init__(**options)
 
     async def connect_check_health(self, check_health: bool = True, **_: bool) -> None:  # type: ignore[override]
         """Find the primary, connect and log in, once: redis-py repeats the whole of it."""
-        if self.is_connected and self.primary.moved_from(self.made_to):
+        if self.is_connected and self.moved():
             await self.disconnect(nowait=True)
         if self.is_connected:
             return
@@ -353,7 +358,7 @@ class AsyncPrimaryConnection(redis_asyncio.Connection):
             raise
 
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        self.primary.lost(self.made_to)
+        self.lost()
         await super().disconnect(*args, **kwargs)
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:

@@ -29,9 +29,7 @@ class Hashes:
     async def ask(self, commands: bytes, count: int) -> list[Any]:
         if self.line is None:
             online = self.store._get_provider().online_store
-            client = await online._get_client_async(self.store.config.online_store)
-            # Larder's own online store follows a primary; Feast's has one Redis.
-            self.line = Line(client, getattr(online, "forget_primary", None))
+            self.line = Line(await online._get_client_async(self.store.config.online_store))
         return await self.line.ask(commands, count)
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ times what parsing them does.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Any, cast
 
 import hiredis
@@ -21,13 +20,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 class Line:
     """The connection to one Redis, made when it is needed."""
 
-    def __init__(self, client: Redis, lost: Callable[[], None] | None = None) -> None:
+    def __init__(self, client: Redis) -> None:
         """Take the connections that a client would make.
 
-        Where the client follows a primary, `lost` tells it of each connection that is lost. Another primary takes
-        seconds to be there: a request then waits no longer than for a reply, whatever it waits for.
+        Those of Larder's online store follow a primary: they have `lost` and `moved`. Another primary takes seconds to
+        be there, and a request then waits no longer than for a reply, whatever it waits for.
         """
-        self.client, self.lost = client, lost
+        self.client = client
+        self.follows = hasattr(client.connection_pool.connection_class, "moved")
         self.lock = asyncio.Lock()
         self.replies: Replies | None = None
 
@@ -46,7 +46,7 @@ class Line:
 
         retry = self.client.get_retry()
         assert retry
-        most = self.client.get_connection_kwargs()["socket_timeout"] if self.lost else None  # type: ignore[no-untyped-call]
+        most = self.client.get_connection_kwargs()["socket_timeout"] if self.follows else None  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(most):
                 replies: list[Any] = await retry.call_with_retry(once, nothing)
@@ -60,13 +60,18 @@ class Line:
         return replies
 
     async def connected(self) -> "Replies":
-        if self.replies is None or self.replies.closed:
+        if self.replies is None or self.replies.closed or self.moved():
             async with self.lock:
-                if self.replies is None or self.replies.closed:
+                if self.replies is None or self.replies.closed or self.moved():
+                    self.close()
                     connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
                     await connection.connect()
-                    self.replies = Replies(connection, self.lost)
+                    self.replies = Replies(connection)
         return self.replies
+
+    def moved(self) -> bool:
+        """Return whether another server is the primary by now: the former one may go on to answer."""
+        return self.follows and self.replies is not None and self.replies.connection.moved()  # type: ignore[attr-defined]
 
     def close(self) -> None:
         if self.replies:
@@ -76,9 +81,9 @@ class Line:
 class Replies(asyncio.Protocol):
     """Gives each request its replies, in the order in which they were asked for."""
 
-    def __init__(self, connection: AbstractConnection, lost: Callable[[], None] | None = None) -> None:
+    def __init__(self, connection: AbstractConnection) -> None:
         # Keep a reference: redis-py closes the connection when the object is collected.
-        self.connection, self.lost = connection, lost
+        self.connection = connection
         self.waiting: deque[tuple[asyncio.Future[list[Any]], list[Any], int]] = deque()
         self.reader = hiredis.Reader(protocolError=InvalidResponse, replyError=ResponseError)
         self.closed = False
@@ -117,8 +122,8 @@ class Replies(asyncio.Protocol):
 
     def close(self) -> None:
         self.closed = True
-        if self.lost:
-            self.lost()
+        if lost := getattr(self.connection, "lost", None):
+            lost()
         self.transport.abort()
         while self.waiting:
             future = self.waiting.popleft()[0]
