@@ -43,7 +43,7 @@ PAIRS = ("certificate_authorities", "certificate_provided")
 PER_HOST = {"larder_address", "larder_secure_logging"}
 TYPES = {"bool": "true or false", "dict": "a dictionary", "int": "an integer", "list": "a list", "str": "text"}
 # Directories of which none may be another one, or be inside it.
-DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics")
+DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics", "backup_path", "backup_drill_path")
 WORKER_BYTES = 200 * 2**20
 # Variables that Ansible itself makes, and that are large.
 MAGIC = {"ansible_facts", "ansible_local", "groups", "hostvars", "vars"}
@@ -167,6 +167,12 @@ def group_faults(groups: Groups, wanted: Mapping[str, Mapping[str, int]]) -> Ite
             yield f"group {group}: it has no host in the inventory and needs {number}{meant}"
         elif most is not None and len(hosts) > most:
             yield f"group {group}: it has {len(hosts)} hosts ({', '.join(hosts)}) and may have {most}"
+
+
+def apart_faults(groups: Groups) -> Iterator[str]:
+    """A backup is not on the host whose loss it is for."""
+    for host in sorted({*groups.get("backup", ())} & {*groups.get("timescaledb", ())}):
+        yield f"{host}: it is in the groups backup and timescaledb; backups must be on another host than the database"
 
 
 def address_faults(hosts: Iterable[Host]) -> Iterator[str]:
@@ -554,6 +560,7 @@ def judge(
 
     return [
         *group_faults(groups, stack.groups),
+        *apart_faults(groups),
         *address_faults(hosts),
         *shared_faults(hosts, sorted(specs["larder"].keys() - PER_HOST)),
         *(f"{where(names)}: {fault}" for fault, names in found.items()),
