@@ -323,8 +323,8 @@ def prove(
 
 
 def verify(settings: Mapping[str, Any]) -> None:
-    """Read the whole repository; pgBackRest's exit code says nothing of what it found."""
-    command = pgbackrest(settings, "--output=text", "--log-level-console=off", "verify")
+    """Read the whole repository; the exit code says nothing of what was found, and the verdict comes with --verbose."""
+    command = pgbackrest(settings, "--output=text", "--verbose", "--log-level-console=off", "verify")
     told = subprocess.run(command, check=False, capture_output=True, text=True)
     if told.returncode or "status: ok" not in told.stdout:
         say(told.stdout + told.stderr)
