@@ -43,6 +43,8 @@ PAIRS = ("certificate_authorities", "certificate_provided")
 PER_HOST = {"larder_address", "larder_secure_logging"}
 TYPES = {"bool": "true or false", "dict": "a dictionary", "int": "an integer", "list": "a list", "str": "text"}
 # Directories of which none may be another one, or be inside it.
+# What roles note of a host for later plays of the same run; restore.yml runs preflight again after roles.
+FACTS = {"base_installed_packages", "certificate_directories", "larder_ready_groups"}
 DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics", "backup_path", "backup_drill_path")
 WORKER_BYTES = 200 * 2**20
 # Variables that Ansible itself makes, and that are large.
@@ -201,7 +203,7 @@ def shared_faults(hosts: Iterable[Host], shared: Iterable[str]) -> Iterator[str]
 
 def name_faults(host: Host, specs: Specs) -> Iterator[str]:
     """Every variable that has a role's prefix, or almost a role's variable's name, is one of a role's."""
-    known = {name for options in specs.values() for name in options}
+    known = {name for options in specs.values() for name in options} | FACTS
     for name in sorted(name for name in host.given - known if isinstance(name, str)):
         prefixed = name.startswith(tuple(f"{role}_" for role in specs))
         meant = hint(name, known, 0.6 if prefixed else 0.9)
