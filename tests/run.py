@@ -40,6 +40,7 @@ LONGEST_FIRST = (
     "feature_server",
     "timescaledb",
     "redis_failover",
+    "restore",
     "pipeline",
     "gateway",
     "feast",
@@ -48,9 +49,9 @@ LONGEST_FIRST = (
     "base",
 )
 QUICK = ("lint", "unit")
-# soak takes too long for every day, and bench measures without passing or failing: they stand outside molecule/, where
+# The soaks take too long for every day, and bench measures without passing or failing: outside molecule/, where
 # `molecule test --all` does not find them.
-OTHERS = ("soak", "bench")
+OTHERS = ("soak", "soak_restore", "bench")
 OTHERS_GLOB = "tests/*/molecule.yml"
 # What is shown of a failed part's log: the lines that went wrong, and the end.
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -134,7 +135,12 @@ def whole_rotation() -> list[list[str]]:
 
 
 def soak() -> list[list[str]]:
-    return [molecule("soak"), *whole_rotation(), ["env", "LARDER_SOAK=1", *molecule("redis_failover")]]
+    return [
+        molecule("soak"),
+        molecule("soak_restore"),
+        *whole_rotation(),
+        ["env", "LARDER_SOAK=1", *molecule("redis_failover")],
+    ]
 
 
 def bench() -> list[list[str]]:

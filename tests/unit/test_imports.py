@@ -36,7 +36,7 @@ MODULES = {
     ),
     "operations": (
         "credentials feast_store metrics registry",
-        "apply materialize probe runs",
+        "apply backups materialize probe runs",
         "pipeline status",
     ),
 }

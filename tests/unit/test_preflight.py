@@ -209,7 +209,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a certificate for no service": (
         {"certificate_provided": {"haproxy": authority(ca=False)}},
-        "certificate_provided has an entry for no service; there are feast, gateway, redis, timescaledb.",
+        "certificate_provided has an entry for no service; there are backup, feast, gateway, redis,",
     ),
     "port 0": (
         {"larder_gateway_port": 0},
@@ -307,6 +307,10 @@ WRONG_HOSTS: dict[str, tuple[dict[str, Any], str]] = {
         {"pipeline": {"pipeline1": {}, "db1": {}}},
         "group pipeline: it has 2 hosts (db1, pipeline1) and may have 1.",
     ),
+    "backups on the database's host": (
+        {"backup": {"db1": {}}},
+        "db1: it is in the groups backup and timescaledb; backups must be on another host than the database.",
+    ),
     "the same address": (
         {"redis": {"cache1": {"ansible_host": "192.0.2.1"}}},
         "cache1, db1: larder_address (by default ansible_host, else the name) is 192.0.2.1 for each, and must differ",
@@ -343,7 +347,7 @@ def test_all_faults_are_shown_together(tmp_path: Path, capsys: pytest.CaptureFix
         {"redis_maxmemory": "{{ ansible_memtotal_mb // 4 }}mb"},
         {"larder_address": "{{ ansible_facts.eth1.ipv4.address }}"},
         {"larder_gateway_port": "443"},
-        {"my_own_variable": "x", "backup_redis_host": "y"},
+        {"my_own_variable": "x", "my_redis_host": "y"},
     ],
     ids=str,
 )
@@ -416,11 +420,15 @@ def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.Cap
     assert faults(inventory, capsys) == []
 
 
-def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for() -> None:
+@pytest.mark.parametrize("groups", [{}, {"backup": ["backup1"]}], ids=["no backup host", "a backup host"])
+def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for(groups: dict[str, list[str]]) -> None:
+    """A role that need not be there has a secret only where it is there."""
     template = trust_as_template((ROOT / "ansible/templates/vault.yml.j2").read_text())
-    written = yaml.safe_load(Templar(LOADER, {"certificate_authority_fresh": AUTHORITY}).template(template))
+    variables = {"certificate_authority_fresh": AUTHORITY, "groups": groups}
+    written = yaml.safe_load(Templar(LOADER, variables).template(template))
     purposes = {name: [*values] for name, values in written.items() if isinstance(values, dict)}
-    assert purposes == {name: [*secret.purposes] for name, secret in STACK.secrets.items()}
+    wanted = {name: [*secret.purposes] for name, secret in STACK.secrets.items()}
+    assert purposes == {name: held for name, held in wanted.items() if groups or name != "backup_passphrases"}
     assert list(written["certificate_authorities"][0]) == ["certificate", "private_key"]
 
 

@@ -59,7 +59,11 @@ def test_every_scenario_of_molecule_is_part_of_the_whole_check_and_soak_and_benc
     scenarios = {path.parent.name for path in SOURCE.parents[1].glob("molecule/*/molecule.yml")}
     assert set(module.chosen([])) == {"lint", "unit"} | scenarios
     assert set(module.LONGEST_FIRST) == scenarios
-    assert {path.parent.name for path in SOURCE.parents[1].glob(module.OTHERS_GLOB)} == {"soak", "bench"}
+    assert {path.parent.name for path in SOURCE.parents[1].glob(module.OTHERS_GLOB)} == {
+        "soak",
+        "soak_restore",
+        "bench",
+    }
     assert module.chosen(["soak"])["soak"]()[0][:2] == ["env", f"MOLECULE_GLOB={module.OTHERS_GLOB}"]
 
 

@@ -43,7 +43,9 @@ PAIRS = ("certificate_authorities", "certificate_provided")
 PER_HOST = {"larder_address", "larder_secure_logging"}
 TYPES = {"bool": "true or false", "dict": "a dictionary", "int": "an integer", "list": "a list", "str": "text"}
 # Directories of which none may be another one, or be inside it.
-DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics")
+# What roles note of a host for later plays of the same run; restore.yml runs preflight again after roles.
+FACTS = {"base_installed_packages", "certificate_directories", "larder_ready_groups"}
+DIRECTORIES = ("larder_home", "pipeline_incoming", "pipeline_metrics", "backup_path", "backup_drill_path")
 WORKER_BYTES = 200 * 2**20
 # Variables that Ansible itself makes, and that are large.
 MAGIC = {"ansible_facts", "ansible_local", "groups", "hostvars", "vars"}
@@ -169,6 +171,12 @@ def group_faults(groups: Groups, wanted: Mapping[str, Mapping[str, int]]) -> Ite
             yield f"group {group}: it has {len(hosts)} hosts ({', '.join(hosts)}) and may have {most}"
 
 
+def apart_faults(groups: Groups) -> Iterator[str]:
+    """A backup is not on the host whose loss it is for."""
+    for host in sorted({*groups.get("backup", ())} & {*groups.get("timescaledb", ())}):
+        yield f"{host}: it is in the groups backup and timescaledb; backups must be on another host than the database"
+
+
 def address_faults(hosts: Iterable[Host]) -> Iterator[str]:
     """No two hosts have the same address."""
     found = defaultdict(list)
@@ -208,7 +216,7 @@ def shared_faults(hosts: Iterable[Host], shared: Iterable[str]) -> Iterator[str]
 
 def name_faults(host: Host, specs: Specs) -> Iterator[str]:
     """Every variable that has a role's prefix, or almost a role's variable's name, is one of a role's."""
-    known = {name for options in specs.values() for name in options}
+    known = {name for options in specs.values() for name in options} | FACTS
     for name in sorted(name for name in host.given - known if isinstance(name, str)):
         prefixed = name.startswith(tuple(f"{role}_" for role in specs))
         meant = hint(name, known, 0.6 if prefixed else 0.9)
@@ -568,6 +576,7 @@ def judge(
 
     return [
         *group_faults(groups, stack.groups),
+        *apart_faults(groups),
         *address_faults(hosts),
         *replica_faults(groups, hosts),
         *shared_faults(hosts, sorted(specs["larder"].keys() - PER_HOST)),

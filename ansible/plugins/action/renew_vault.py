@@ -52,7 +52,8 @@ class ActionModule(ActionBase):  # type: ignore[misc] # ansible-core has no type
             old = text.decode()
             if arguments.get("missing"):
                 there = self._elsewhere(variables)
-                new, names = larder_vault.completed(old, secrets, there, arguments["authority"])
+                wanted = larder_stack.read().secrets_of(variables["groups"])
+                new, names = larder_vault.completed(old, wanted, there, arguments["authority"])
             else:
                 new, names, left = larder_vault.renewed(
                     old, secrets, arguments.get("secrets") or [], arguments["authority"]

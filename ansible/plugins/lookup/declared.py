@@ -22,7 +22,7 @@ options:
   _terms:
     description:
       - C(groups), the names of all groups; C(consumers), those that use a secret of another role.
-      - C(secrets), a list of C(name) and C(purposes).
+      - C(secrets), a list of C(name) and C(purposes), of the roles that the inventory has.
       - Of the roles on this host, C(packages), and C(ports), each with C(service), C(port), C(instances), C(open_to).
       - A file such as C(tasks/foreign.yml), the names of the roles on this host that have it.
     required: true
@@ -41,7 +41,10 @@ class LookupModule(LookupBase):  # type: ignore[misc] # ansible-core has no type
         if term in {"groups", "consumers"}:
             return [*getattr(stack, term)]
         if term == "secrets":
-            return [{"name": name, "purposes": [*secret.purposes]} for name, secret in stack.secrets.items()]
+            return [
+                {"name": name, "purposes": [*secret.purposes]}
+                for name, secret in stack.secrets_of(variables.get("groups", {})).items()
+            ]
         if term == "packages":
             named = [self._value(role, role.packages, variables) for role in here if role.packages]
             return [*dict.fromkeys(package for packages in named for package in packages)]

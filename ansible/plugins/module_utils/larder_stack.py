@@ -90,6 +90,16 @@ class Stack:
     def secrets(self) -> dict[str, Secret]:
         return {name: secret for role in self.roles.values() for name, secret in role.secrets.items()}
 
+    def secrets_of(self, groups: Mapping[str, Collection[str]]) -> dict[str, Secret]:
+        """Return the secrets of an inventory: a role that need not be there has none where its groups have no host."""
+        there = {
+            name
+            for role in self.roles.values()
+            for name in role.secrets
+            if role.every_host or any(self.groups[group].get("min") or groups.get(group) for group in role.groups)
+        }
+        return {name: secret for name, secret in self.secrets.items() if name in there}
+
     @cached_property
     def values(self) -> dict[str, Mapping[str, Any]]:
         return {name: rule for role in self.roles.values() for name, rule in role.values.items()}

@@ -31,6 +31,10 @@ options:
     description: Whether a lost cluster is to be made again.
     type: bool
     default: false
+  restoring:
+    description: Whether a backup is about to take the place of whatever is there.
+    type: bool
+    default: false
   variable:
     description: The variable that says so.
     type: str
@@ -161,6 +165,7 @@ def main() -> None:
             "settings": {"type": "path", "required": True},
             "marker": {"type": "path", "required": True},
             "recreate": {"type": "bool", "default": False},
+            "restoring": {"type": "bool", "default": False},
             "variable": {"type": "str", "default": ""},
             "remember": {"type": "bool", "default": False},
         },
@@ -178,6 +183,7 @@ def main() -> None:
         module.exit_json(changed=changed)
     found = look(data, module.params["version"], marker, settings)
     said = sentence(data, found, module.params["variable"], recreate=module.params["recreate"])
+    said = "" if module.params["restoring"] else said
     facts = {"larder_foreign_timescaledb_cluster": [said] if said else []}
     module.exit_json(
         changed=False, lost=found.lost, configured=settings.exists(), remembered=remembered, ansible_facts=facts

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from larder.errors import LarderError
 from larder.log import logger
-from larder.operations import apply, feast_store, registry, runs
+from larder.operations import apply, backups, feast_store, registry, runs
 from larder.operations.credentials import Credentials
 from larder.postgres import session
 
@@ -55,6 +55,7 @@ class Status:
     last_run: runs.Run | None = None
     refused_files: dict[str, str] = field(default_factory=dict)  # and why
     read: dict[str, Any] | None = None
+    proven_backup: backups.Proof | None = None  # where there is a backup host
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -74,6 +75,8 @@ def status(credentials: Credentials, *, max_age_hours: float) -> Status:
         result.views = [_view(connection, view, batch=view.name in batch) for view in views]
         _bars(connection, result)
         _last_run(connection, credentials, result)
+        result.proven_backup, problems = backups.proof(connection)
+        result.problems += problems
         now: datetime = connection.execute("SELECT now()").fetchall()[0][0]
         if not views:
             result.problems.append("No feature view is registered: run larder apply.")
@@ -244,6 +247,8 @@ def as_text(result: Status) -> str:
         f"rejected bars         {result.rejected_bars:,}",
         f"symbols to compute    {result.pending_symbols:,}",
     ]
+    if result.proven_backup:
+        lines.append(f"backup proven         {backups.told(result.proven_backup)}")
     if result.read:
         lines.append(
             f"online read           {result.read['features']} features in {result.read['latency_ms']:.1f} ms (median)"
