@@ -74,7 +74,8 @@ def test_other_clients_are_served_beside_a_hostile_reader(
     inventory.run("client1", "cat > /tmp/hostile_ca.crt", gateway.authority)
     command = (
         f"cat > /tmp/hostile.py; python3 /tmp/hostile.py --gateway https://{gateway.address}:8443 --seconds 6"
-        " --ca /tmp/hostile_ca.crt --tokens /tmp/hostile_tokens.json --kinds values rows demand plans unknown slow; true"
+        " --ca /tmp/hostile_ca.crt --tokens /tmp/hostile_tokens.json"
+        " --kinds values rows demand plans unknown slow; true"
     )
     found = json.loads(inventory.run("client1", command, BENCH.read_text()))
     hosts["client1"].check_output("rm /tmp/hostile*")
