@@ -36,7 +36,8 @@ MODULES = {
     ),
     "operations": (
         "credentials feast_store metrics registry",
-        "apply materialize probe runs",
+        "active materialize probe runs",
+        "apply",
         "pipeline status",
     ),
 }
