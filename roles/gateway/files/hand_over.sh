@@ -15,6 +15,10 @@ connections() {
 }
 address() { ip -brief address show to "$1"; }
 
+if [ -z "$(address "$1")" ]; then exit 0; fi
+# A connection cannot move to another host: let each end with the answer to its next request. The role writes the file anew.
+sed -i 's| alpn h2,http/1.1 | alpn http/1.1 |; s|^    option idle-close-on-response$|&\n    option httpclose|' /etc/haproxy/haproxy.cfg
+systemctl reload haproxy.service
 # The process from before the reload ends when each of its connections has been answered once more, or was not used for 30 s.
 wait_while 65 former_processes
 # A client that connects now is not refused: its kernel tries again after a second, and finds the other gateway.
@@ -30,3 +34,4 @@ END
 wait_while 20 connections "$1" "$2"
 systemctl stop keepalived.service
 wait_while 5 address "$1"
+echo moved
