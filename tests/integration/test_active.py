@@ -22,7 +22,9 @@ def on(monkeypatch):
 
 
 def run(credentials, tmp_path):
-    pipeline.run(credentials, ["load"], [tmp_path], tmp_path)
+    incoming = tmp_path / "incoming"
+    incoming.mkdir(exist_ok=True)
+    pipeline.run(credentials, ["load"], [incoming], tmp_path)
 
 
 def test_the_first_host_that_runs_has_the_pipeline_and_another_is_refused(credentials, tmp_path, on):
