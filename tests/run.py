@@ -37,6 +37,7 @@ LONGEST_FIRST = (
     "default",
     "rotation",
     "leaks",
+    "growth",
     "feature_server",
     "timescaledb",
     "redis_failover",

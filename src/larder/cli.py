@@ -24,7 +24,8 @@ Exit codes:
   2  a wrong option, credential or setting
   3  a file could not be understood; all else was done
   4  another one is running
-  5  status: not healthy"""
+  5  status: not healthy
+  6  another host runs the pipeline: this one is a spare"""
 
 INCOMING = Path("/var/lib/larder/incoming")
 pass_credentials = click.make_pass_decorator(Credentials)
@@ -318,6 +319,25 @@ def apply(credentials: Credentials, repo: Path, *, force: bool) -> None:
     from larder.operations.apply import apply as apply_repo
 
     click.echo("changed" if apply_repo(credentials, repo.resolve(), force=force) else "unchanged")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("host", required=False)
+@click.option("--if-none", is_flag=True, help="Only if no host runs the pipeline yet.")
+@pass_credentials
+def active(credentials: Credentials, host: str | None, *, if_none: bool) -> None:
+    """Say which host runs the pipeline; with HOST, make it that one, unless a run is under way.
+
+    ansible/move_pipeline.yml does this, and sees to the schedules of both hosts.
+    """
+    from larder.operations import active as operation
+
+    if host and if_none:
+        click.echo(operation.claim(credentials, host))
+        return
+    if host:
+        operation.move(credentials, host)
+    click.echo(operation.active(credentials) or "")
 
 
 @main.command(epilog=EXIT_CODES)

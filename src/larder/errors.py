@@ -36,6 +36,12 @@ class BusyError(LarderError):
     exit_code = 4
 
 
+class SpareError(BusyError):
+    """Another host runs the pipeline (exit code 6)."""
+
+    exit_code = 6
+
+
 class UnhealthyError(LarderError):
     """The stores answer, but not as they should (exit code 5)."""
 

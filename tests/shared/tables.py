@@ -60,7 +60,7 @@ def declarations(_document: Path) -> str:
     rows = []
     for name, role in larder_stack.read().roles.items():
         groups = [f"{code(group)}{hosts(limits)}" for group, limits in role.groups.items()]
-        ports = [f"{code(port.port)} to {', '.join(port.open_to)}" for port in role.ports.values()]
+        ports = [f"{code(port.port or port.protocol)} to {', '.join(port.open_to)}" for port in role.ports.values()]
         secrets = [
             f"{code(secret)}: {', '.join(declared.purposes)}"
             + (f"; used by {', '.join(declared.used_by)}" if declared.used_by else "")

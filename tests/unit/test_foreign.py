@@ -26,6 +26,7 @@ NONE = {
     "postgresql": None,
     "redis": None,
     "haproxy": None,
+    "keepalived": None,
     "home": None,
     "firewall": None,
     "authorities": None,
@@ -157,6 +158,15 @@ def test_the_keys_of_a_redis_that_runs_are_counted_or_said_to_be_unknown(root: P
     said = "does not say how many keys it has (NOAUTH" if password else "has 1 keys"
     assert f"it listens on port {port} and {said}" in sentence
     assert "hunter2" not in sentence
+
+
+def test_the_instances_of_a_keepalived_are_named_and_the_stacks_own_is_none(root: Path) -> None:
+    path = write(root / "etc/keepalived/keepalived.conf", "vrrp_instance shop {\n    state MASTER\n}\n")
+    look = {"config": "/etc/keepalived/keepalived.conf", "named": "/etc/keepalived/check_haproxy.py"}
+    (sentence,) = sentences(0, "", keepalived=look)
+    assert sentence.startswith(f"it has a keepalived of somebody else: {path} has vrrp_instance shop; use another host")
+    path.write_text((Path(__file__).parents[2] / "roles/gateway/templates/keepalived.conf.j2").read_text())
+    assert sentences(0, "", keepalived=look) == []
 
 
 def test_the_frontends_of_an_haproxy_are_named(root: Path) -> None:

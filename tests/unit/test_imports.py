@@ -36,7 +36,8 @@ MODULES = {
     ),
     "operations": (
         "credentials feast_store metrics registry",
-        "apply backups materialize probe runs",
+        "active backups materialize probe runs",
+        "apply",
         "pipeline status",
     ),
 }

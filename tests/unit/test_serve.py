@@ -146,8 +146,14 @@ def test_an_instance_that_drains_is_not_found_but_serves(directory):
     run(scenario)
 
 
+def list_gateways(directory, monkeypatch, *names):
+    file = directory / "gateways"
+    file.write_text("".join(f"{name}\n" for name in names))
+    monkeypatch.setenv("LARDER_GATEWAYS", str(file))
+
+
 def test_a_gateway_is_aware_when_it_was_told_often_enough(directory, monkeypatch):
-    monkeypatch.setenv("LARDER_GATEWAYS", "192.0.2.1 192.0.2.2")
+    list_gateways(directory, monkeypatch, "192.0.2.1", "192.0.2.2")
     apply(directory)
 
     async def unaware(app, client):
@@ -159,6 +165,11 @@ def test_a_gateway_is_aware_when_it_was_told_often_enough(directory, monkeypatch
         assert await unaware(app, "192.0.2.1") == ["192.0.2.2"]
         (directory / "draining").touch()
         assert await unaware(app, "192.0.2.2") == ["192.0.2.1"]
+        # One gateway leaves and another joins while the instance serves.
+        list_gateways(directory, monkeypatch, "192.0.2.2", "192.0.2.3")
+        assert await unaware(app, "192.0.2.3") == []
+        (directory / "gateways").unlink()
+        assert await unaware(app, "192.0.2.1") == []
 
     run(scenario)
 
@@ -166,21 +177,21 @@ def test_a_gateway_is_aware_when_it_was_told_often_enough(directory, monkeypatch
 @pytest.mark.parametrize(
     ("gateways", "main_process", "tell", "seconds"),
     [
-        ("192.0.2.1", "1", True, (1, 3)),
-        ("192.0.2.1", "1", False, (6, 8)),
-        ("", "1", False, (0, 0.5)),
-        ("192.0.2.1", "", False, (0, 0.5)),
+        (["192.0.2.1"], "1", True, (1, 3)),
+        (["192.0.2.1"], "1", False, (6, 8)),
+        ([], "1", False, (0, 0.5)),
+        (["192.0.2.1"], "", False, (0, 0.5)),
     ],
     ids=["told", "a gateway that does not ask", "no gateway", "after a crash"],
 )
 def test_an_instance_stops_when_the_gateways_know(directory, monkeypatch, gateways, main_process, tell, seconds):
-    monkeypatch.setenv("LARDER_GATEWAYS", gateways)
+    list_gateways(directory, monkeypatch, *gateways)
     monkeypatch.setenv("MAINPID", main_process)
 
     def asks():
         time.sleep(0.5)
         assert (directory / "draining").exists()
-        drain.Gateways(directory, drain.names()).note("192.0.2.1", "draining")
+        drain.Gateways(directory, drain.listed()).note("192.0.2.1", "draining")
 
     if tell:
         threading.Thread(target=asks).start()

@@ -50,7 +50,7 @@ def test_a_declaration_names_only_what_is_there(role: larder_stack.Role) -> None
         for name in entry.get("options", {})
     }
     named = [role.packages, role.listens_at, *role.secrets]
-    named += [name for port in role.ports.values() for name in (port.port, port.instances)]
+    named += [name for port in role.ports.values() for name in (port.port, port.instances, port.if_set)]
     assert {*named} - {""} <= known
     opened = {group for port in role.ports.values() for group in port.open_to}
     used = {group for secret in role.secrets.values() for group in secret.used_by}
@@ -79,7 +79,7 @@ def test_a_role_that_gives_itself_a_certificate_declares_it() -> None:
         ("port: 1\n", "roles/hello/meta/stack.yml has port; there are groups, every_host, packages, ports,"),
         (
             "ports: {hello: {port: hello_port, open: [x]}}\n",
-            "roles/hello/meta/stack.yml, ports.hello, has open; there are port, open_to, instances.",
+            "roles/hello/meta/stack.yml, ports.hello, has open; there are open_to, port, instances, protocol, if_set.",
         ),
         ("ports: {hello: {port: hello_port}}\n", "roles/hello/meta/stack.yml, ports.hello, lacks open_to."),
         ("secrets: {hello_tokens: {used_by: [x]}}\n", "secrets.hello_tokens, lacks purposes."),
@@ -103,6 +103,7 @@ def test_a_host_has_the_ports_and_packages_of_its_roles_alone() -> None:
     assert ask("ports", here) == [
         {
             "service": "redis",
+            "protocol": "tcp",
             "port": 6380,
             "instances": 1,
             "open_to": ["redis", "feature_server", "pipeline", "monitoring"],
@@ -113,6 +114,15 @@ def test_a_host_has_the_ports_and_packages_of_its_roles_alone() -> None:
     assert "nftables" in packages
     assert not {"haproxy", "postgresql-17"} & {*packages}
     assert "haproxy" in ask("packages", here, groups=["gateway"])
+
+
+def test_a_service_is_there_only_where_its_variable_is_set() -> None:
+    def services(**variables: str) -> list[str]:
+        here = {"group_names": ["gateway"], "larder_gateway_port": "8443", **variables}
+        return [port["service"] for port in ask("ports", here)]
+
+    assert services() == services(gateway_vip="") == ["gateway"]
+    assert services(gateway_vip="192.0.2.9") == ["gateway", "gateway_vrrp"]
 
 
 def test_a_file_of_a_role_is_found_on_its_hosts() -> None:

@@ -279,6 +279,17 @@ NONSENSE: dict[str, list[Any]] = {
         "-x",
     ],
     "gateway_bind_address": ["0.0.0.0", "::", "10.0.0.0/8", "300.0.0.1", "*:8443", "a,b", ""],
+    "gateway_vip": [
+        "gateway.example.com",
+        "2001:db8::9",
+        "0.0.0.0",
+        "127.0.0.1",
+        "192.0.2.0/24",
+        "192.0.2.300",
+        None,
+        1,
+    ],
+    "gateway_vip_interface": ["eth 0", "a" * 16, "eth0\n", "{eth0}", None],
     "timescaledb_listen_addresses": [
         [],
         "127.0.0.1",
@@ -371,6 +382,8 @@ def test_a_wrong_value_is_refused(name: str, value: Any) -> None:
 
 
 SENSE: dict[str, list[Any]] = {
+    "gateway_vip": ["", "192.0.2.9"],
+    "gateway_vip_interface": ["", "eth0", "ens3.100", "br-lan"],
     "pipeline_schedule": [
         "0 2 * * *",
         "*/15 8-18 * * mon-fri",

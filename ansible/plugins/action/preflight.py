@@ -275,7 +275,7 @@ def port_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
     ssh = str(host.get("ansible_port"))
     used = {int(ssh) if ssh.isdecimal() else 22: "ansible_port"}
     for role in stack.on(host.groups):
-        for name, several in ((port.port, port.instances) for port in role.ports.values()):
+        for name, several in ((port.port, port.instances) for port in role.ports.values() if port.port):
             port, instances = count(host, name), count(host, several) if several else 1
             if port is None or instances is None or not 1 <= port <= 65535 or instances > 64:
                 continue  # value_faults says so
@@ -488,6 +488,30 @@ def listener_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
                 yield f"{name} has {shown}, which is no address of the host; it has {', '.join(present)}"
 
 
+def vip_faults(hosts: Sequence[Host]) -> Iterator[str]:
+    """The virtual address is one that no host has, and the gateways can pass it to each other."""
+    gateways = [host for host in hosts if "gateway" in host.groups and host.get("gateway_vip")]
+    if not gateways:
+        return
+    yield from shared_faults([host for host in hosts if "gateway" in host.groups], ["gateway_vip"])
+    shown = gateways[0].show("gateway_vip")
+    try:
+        address = ip_address(str(gateways[0].get("gateway_vip")))
+    except ValueError:
+        return  # value_faults says so
+    if len(gateways) == 1:
+        yield f"{gateways[0].name}: {shown} and needs two gateways or more: add one, or leave gateway_vip empty"
+    for host in hosts:
+        if str(address) in {str(host.get("larder_address")), str(host.get("ansible_host"))}:
+            yield f"{host.name}: {shown}, which is the host's own address, and must be one that no host has"
+    for host in gateways:
+        own = host.get("larder_address")
+        if not isinstance(own, Unevaluated) and larder_values.address(own, of="several hosts"):
+            yield f"{host.name}: {host.show('larder_address')} and must be an IPv4 address where gateway_vip is set"
+        if host.get("gateway_bind_address") != "*":
+            yield f"{host.name}: {host.show('gateway_bind_address')} and must be * where gateway_vip is set"
+
+
 def member_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
     """Names that refer to something exist, and no list has one twice."""
     services, extra = {name for role in stack.roles.values() for name in role.ports}, host.get("base_firewall_extra")
@@ -579,6 +603,7 @@ def judge(
         *apart_faults(groups),
         *address_faults(hosts),
         *replica_faults(groups, hosts),
+        *vip_faults(hosts),
         *shared_faults(hosts, sorted(specs["larder"].keys() - PER_HOST)),
         *(f"{where(names)}: {fault}" for fault, names in found.items()),
     ]

@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def larder_group_addresses(group: str, groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Any]) -> list[str]:
+def larder_group_addresses(
+    group: str, groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Any], leaving: str = ""
+) -> list[str]:
     """Return the addresses of a group's hosts in the inventory's order; none where the inventory lacks the group.
+
+    A host that leaves the stack counts as gone.
 
     A host's address is its ``larder_address``, else its ``ansible_host``, else its name.
     """
     return [
         hostvars[host].get("larder_address") or hostvars[host].get("ansible_host") or host
         for host in groups.get(group, [])
+        if host != leaving
     ]
 
 

@@ -23,7 +23,8 @@ options:
     description:
       - C(groups), the names of all groups; C(consumers), those that use a secret of another role.
       - C(secrets), a list of C(name) and C(purposes), of the roles that the inventory has.
-      - Of the roles on this host, C(packages), and C(ports), each with C(service), C(port), C(instances), C(open_to).
+      - Of the roles on this host, C(packages), and C(ports), each with C(service), C(protocol), C(port), C(instances),
+        C(open_to).
       - A file such as C(tasks/foreign.yml), the names of the roles on this host that have it.
     required: true
   groups:
@@ -52,12 +53,14 @@ class LookupModule(LookupBase):  # type: ignore[misc] # ansible-core has no type
             return [
                 {
                     "service": service,
-                    "port": int(self._value(role, port.port, variables)),
+                    "protocol": port.protocol,
+                    "port": int(self._value(role, port.port, variables)) if port.port else 0,
                     "instances": int(self._value(role, port.instances, variables)) if port.instances else 1,
                     "open_to": [*port.open_to],
                 }
                 for role in here
                 for service, port in role.ports.items()
+                if not port.if_set or self._value(role, port.if_set, variables)
             ]
         return [role.name for role in here if (role.path / term).exists()]
 

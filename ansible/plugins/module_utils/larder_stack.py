@@ -23,9 +23,11 @@ ROLES = next(place / "roles" for place in Path(__file__).resolve().parents if (p
 class Port:
     """Where a service of a role listens: variables, and who reaches it."""
 
-    port: str
     open_to: Collection[str]
+    port: str = ""  # a protocol other than tcp has none
     instances: str = ""  # variable with the number of ports, counted up from the first; none means one
+    protocol: str = "tcp"
+    if_set: str = ""  # variable without which the service is not there
 
 
 @dataclass(frozen=True)

@@ -266,9 +266,13 @@ def calendar_event(value: Any) -> str | None:
 
 
 def address(value: Any, *, of: str, optional: bool = False) -> str | None:
-    """An address: ``of`` a host (or its name), of one to listen at, of a network, or any source of connections."""
+    """An address: ``of`` a host (or its name), of one to listen at, of a network, or any source of connections.
+
+    ``of`` several hosts, it is the one that each of them has in turn.
+    """
     allowed = {
         "host": "the name or the address of one host",
+        "several hosts": "an IPv4 address",
         "listener": "an address of the host itself, never all of them"
         + (", with a - before one it may lack" if optional else ""),
         "network": "a network with no bits set beyond its prefix, such as 192.0.2.17/32 or 192.0.2.0/24",
@@ -286,7 +290,9 @@ def address(value: Any, *, of: str, optional: bool = False) -> str | None:
     try:
         single = ip_address(held)
     except ValueError:
-        return None if re.fullmatch(NAME, held, re.ASCII) and of != "network" else allowed
+        return None if re.fullmatch(NAME, held, re.ASCII) and of not in {"network", "several hosts"} else allowed
+    if of == "several hosts" and (single.version != 4 or single.is_loopback):
+        return allowed
     return allowed if of == "network" or single.is_unspecified or single.is_multicast else None
 
 

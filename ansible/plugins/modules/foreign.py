@@ -6,8 +6,8 @@ DOCUMENTATION = r"""
 module: foreign
 short_description: Say what a host has of somebody else
 description:
-  - Looks for a PostgreSQL cluster, a Redis, an HAProxy, a user, a directory or certificates that are not the stack's,
-    and for other processes on the stack's ports. It changes nothing, and names what it finds in sentences.
+  - Looks for a PostgreSQL cluster, a Redis, an HAProxy, a keepalived, a user, a directory or certificates that are not
+    the stack's, and for other processes on the stack's ports. It changes nothing, and names what it finds in sentences.
   - What the stack made is known by a file that only the stack writes, so that a second run is silent. What Debian's
     package brought and nobody used is nobody's.
 options:
@@ -43,6 +43,9 @@ options:
         type: dict
       haproxy:
         description: As for C(redis).
+        type: dict
+      keepalived:
+        description: Its configuration, C(config), and C(named), a path that only the stack's configuration names.
         type: dict
       home:
         description: "A system user and its home: C(user), C(path), and C(ours), paths that only the stack makes."
@@ -311,6 +314,13 @@ def haproxy(run: Run, config: str, package: str, ours: str, named: str) -> Itera
         yield f"it has an HAProxy of somebody else: {path} is not Debian's and has {has}"
 
 
+def keepalived(_run: Run, config: str, named: str) -> Iterator[str]:
+    path = ROOT / config.lstrip("/")
+    if path.exists() and named not in (text := path.read_text(errors="replace")):
+        has = listed(re.findall(r"^\s*(?:vrrp_instance|virtual_server)\s+[^{\n]+", text, re.MULTILINE)) or "no instance"
+        yield f"it has a keepalived of somebody else: {path} has {' '.join(has.split())}"
+
+
 def home(user: str, path: str, ours: Sequence[str]) -> Iterator[str]:
     try:
         account = pwd.getpwnam(user)
@@ -376,7 +386,7 @@ def firewall(run: Run, ports: Sequence[int], ours: str) -> Iterator[str]:
 def sentences(parameters: Mapping[str, Any], run: Run) -> Iterator[str]:
     variable = parameters["variable"]
     kept = f"; use another host, or let Larder take it over with {variable}: true" if variable else ""
-    for look in (postgresql, redis, haproxy):
+    for look in (postgresql, redis, haproxy, keepalived):
         if (arguments := parameters[look.__name__]) and not parameters["given_up"]:
             for sentence in look(run, **arguments):
                 yield sentence + kept
@@ -401,6 +411,7 @@ def main() -> None:
         "postgresql": nested,
         "redis": nested,
         "haproxy": nested,
+        "keepalived": nested,
         "home": nested,
         "firewall": nested,
         "authorities": {"type": "list", "elements": "str"},

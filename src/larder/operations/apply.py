@@ -14,7 +14,7 @@ from larder import feast_version
 from larder.errors import BusyError, ConfigError, LarderError
 from larder.features.definitions import FILE as COMPUTED_VIEWS
 from larder.log import event, logger
-from larder.operations import feast_store, registry
+from larder.operations import active, feast_store, registry
 from larder.operations.credentials import Credentials
 from larder.postgres import session
 
@@ -66,6 +66,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
             connection.execute("SELECT pg_advisory_lock(hashtextextended('larder apply', 0))")
         except psycopg.errors.LockNotAvailable:
             raise BusyError("Another larder apply has been running for two minutes.") from None
+        active.refuse_a_spare(credentials)
         connection.execute(TABLE)
         rows = connection.execute("SELECT fingerprint FROM larder_apply WHERE project = %s", [project]).fetchall()
         lost = lacking(connection, project)

@@ -13,7 +13,7 @@ import psycopg
 from larder.bars.settings import Files
 from larder.errors import BusyError, LarderError, RefusedFileError, SymbolsError, reason
 from larder.log import event
-from larder.operations import runs
+from larder.operations import active, runs
 from larder.operations.apply import note_run
 from larder.operations.credentials import Credentials
 from larder.postgres import session
@@ -55,6 +55,7 @@ def run(
     done = _Run()
     try:
         with session.connect(credentials.pipeline_url, "run") as connection, session.try_lock(connection, "larder run"):
+            active.refuse_a_spare(credentials)
             began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
             runs.begin(credentials)
             try:
@@ -76,7 +77,7 @@ def run(
                 raise
             runs.end(credentials)
             done.success = True
-    except BusyError:  # the other one reports
+    except BusyError:  # the other one reports, on this host or on another
         raise
     except BaseException:
         _report(done, metrics_dir)

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from larder.errors import LarderError
 from larder.log import logger
-from larder.operations import apply, backups, feast_store, registry, runs
+from larder.operations import active, apply, backups, feast_store, registry, runs
 from larder.operations.credentials import Credentials
 from larder.postgres import session
 
@@ -46,6 +46,8 @@ class Status:
     """What is wrong, if anything, stands in `problems`."""
 
     project: str
+    active_host: str | None = None
+    spare: bool = False  # this host is one: another runs the pipeline
     views: list[View] = field(default_factory=list)
     newest_bar: datetime | None = None
     last_materialization: datetime | None = None
@@ -70,6 +72,8 @@ def status(credentials: Credentials, *, max_age_hours: float) -> Status:
     with session.connect(credentials.pipeline_url, "status") as connection, feast_store.quiet():
         store = feast_store.open_store(credentials.feature_store)
         result = Status(project=store.project)
+        result.active_host = active.active(credentials)
+        result.spare = active.here() not in (None, result.active_host) and result.active_host is not None
         batch = {view.name for view in feast_store.batch_views(store)}
         views = sorted(store.list_feature_views(), key=lambda v: v.name)
         result.views = [_view(connection, view, batch=view.name in batch) for view in views]
@@ -238,8 +242,12 @@ def as_text(result: Status) -> str:
         for v in result.views
     ]
     age = f", {result.age_seconds / 3600:.1f} hours ago" if result.age_seconds is not None else ""
+    if result.active_host:
+        spare = "; this host is a spare" if result.spare else ""
+        lines += ["", f"pipeline              runs on {result.active_host}{spare}"]
+    else:
+        lines.append("")
     lines += [
-        "",
         f"newest bar            {minute(result.newest_bar)}",
         f"last materialization  {minute(result.last_materialization)}{age}",
         f"last run              {_told(result.last_run, len(result.refused_files))}",

@@ -80,7 +80,7 @@ class FeatureServer(Starlette):
         # Feast would refresh an old cache within a client's request; this server refreshes beside them.
         self.registry_ttl = store.config.registry.cache_ttl_seconds or 60
         store.config.registry.cache_ttl_seconds = 0
-        self.gateways = drain.Gateways(drain.directory(), drain.names())
+        self.gateways = drain.Gateways(drain.directory(), drain.listed())
         self.draining = drain.directory() / drain.DRAINING
         self.revision = os.environ.get("LARDER_REVISION", "")
         self.feast: FastAPI | None = None

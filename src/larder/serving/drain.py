@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 READY, DRAINING = "ready", "draining"
@@ -18,16 +17,30 @@ TIMES = {READY: 2, DRAINING: 1}
 
 
 class Gateways:
-    """The gateways of the inventory, by name or address."""
+    """The gateways of the inventory, by name or address, as a file lists them: one may join at any time."""
 
-    def __init__(self, directory: Path, names: Sequence[str]) -> None:
+    def __init__(self, directory: Path, listed: Path) -> None:
         self.directory = directory
-        self.names = names
-        self._by_address = {address: name for name in names for address in _addresses(name)}
+        self._listed = listed
+        self._seen: tuple[int, int] | None = None
+        self._by_address: dict[str, str] = {}
+        self._names: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        try:
+            stat = self._listed.stat()
+            if (seen := (stat.st_mtime_ns, stat.st_ino)) != self._seen:
+                names = self._listed.read_text(encoding="utf-8").split()
+                self._by_address = {address: name for name in names for address in _addresses(name)}
+                self._names, self._seen = names, seen
+        except OSError:  # a stack without a gateway
+            self._by_address, self._names, self._seen = {}, [], None
+        return self._names
 
     def note(self, client: str, answer: str) -> None:
         """Note that a client was given an answer; of others than gateways nothing is kept."""
-        name = self._by_address.get(client)
+        name = self._by_address.get(client) if self.names else None
         if name and self._missing(name, answer):
             with self._file(name, answer).open("ab") as file:
                 file.write(b".")
@@ -58,12 +71,13 @@ def directory() -> Path:
     return Path(os.environ["RUNTIME_DIRECTORY"])
 
 
-def names() -> list[str]:
-    return os.environ.get("LARDER_GATEWAYS", "").split()
+def listed() -> Path:
+    """The file with the gateways of the inventory."""
+    return Path(os.environ.get("LARDER_GATEWAYS", "/etc/larder/gateways"))
 
 
 def main(deadline: float) -> None:
-    gateways = Gateways(directory(), names())
+    gateways = Gateways(directory(), listed())
     # After a crash there is no main process, and nothing to announce.
     if not gateways.names or not os.environ.get("MAINPID"):
         return

@@ -1,0 +1,259 @@
+"""Hosts join, die, move and leave while clients read. The tests build on one another, in this order."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+GATEWAYS = ["gateway1", "gateway2", "gateway3"]
+GROWN = {"feature_server": ["server2"], "pipeline": ["server2"], "gateway": ["gateway2", "gateway3"]}
+UNIT = "feature-pipeline.service"
+
+
+def container(name: str) -> str:
+    """Return the container that is a host of this scenario."""
+    found = subprocess.run(
+        ["docker", "ps", "--all", "--filter", "label=larder.set=growth", "--format", "{{.Names}}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    (full,) = [each for each in found if each.endswith(f"-{name}")]
+    return full
+
+
+def docker(*arguments: str) -> None:
+    subprocess.run(["docker", *arguments], check=True, capture_output=True)
+
+
+def good(found: dict[str, Any], at_least: int = 100) -> bool:
+    return found["failed"] == 0 and not found["wrong"] and found["requests"] >= at_least
+
+
+def test_gateways_a_feature_server_and_a_spare_join_under_load_and_nothing_restarts(
+    growing: Any, clients: Any, inventory: Any, starts: Any, vip: str, holder: Any
+) -> None:
+    before = starts()
+    growing.set(GROWN, gateway_vip=vip)
+    with clients.load(inventory.address("gateway1")) as found:
+        run = growing.play("site.yml")
+        assert run.code == 0, run.output
+    assert good(found), found
+    assert starts() == before
+    assert len(holder(*GATEWAYS)) == 1
+    with clients.load(vip) as found:
+        time.sleep(5)
+    assert good(found, 50), found
+
+
+def test_a_second_run_of_the_grown_stack_changes_and_restarts_nothing(growing: Any, starts: Any, holder: Any) -> None:
+    before = starts(), holder(*GATEWAYS)
+    run = growing.play("site.yml")
+    assert run.code == 0, run.output
+    assert run.changed == {}, run.output
+    assert (starts(), holder(*GATEWAYS)) == before
+
+
+def test_vrrp_of_other_hosts_is_dropped(inventory: Any) -> None:
+    for name in GATEWAYS:
+        rules = inventory.host(name).check_output("nft list table inet larder")
+        assert "meta l4proto vrrp ip saddr != @gateway_vrrp_ipv4 drop" in rules
+    assert "vrrp" not in inventory.host("server1").check_output("nft list table inet larder")
+
+
+def test_a_killed_gateway_host_is_replaced_within_3_s_and_its_return_breaks_nothing(
+    clients: Any, vip: str, holder: Any
+) -> None:
+    (first,) = holder(*GATEWAYS)
+    others = [name for name in GATEWAYS if name != first]
+    with clients.gap(vip) as killed:
+        time.sleep(2)
+        docker("kill", container(first))
+        time.sleep(6)
+        (second,) = holder(*others)
+    assert killed[0] <= 3
+    with clients.gap(vip) as returned:
+        docker("start", container(first))
+        time.sleep(15)
+    assert returned[0] < 1
+    assert holder(*GATEWAYS) == [second]
+
+
+def test_a_gateway_whose_haproxy_hangs_gives_the_address_away(
+    inventory: Any, clients: Any, vip: str, holder: Any
+) -> None:
+    (first,) = holder(*GATEWAYS)
+    with clients.gap(vip) as hung:
+        time.sleep(1)
+        inventory.host(first).check_output("systemctl kill --signal=STOP haproxy")
+        time.sleep(9)
+        now = holder(*GATEWAYS)
+        inventory.host(first).check_output("systemctl kill --signal=CONT haproxy")
+        time.sleep(5)
+    assert first not in now
+    assert hung[0] <= 8
+    assert holder(*GATEWAYS) == now
+
+
+def test_a_spare_says_so_and_neither_runs_nor_applies(inventory: Any) -> None:
+    server1, server2 = inventory.host("server1"), inventory.host("server2")
+    assert "runs on server1; this host is a spare" in server2.run("larder status").stdout
+    assert "spare" not in server1.run("larder status").stdout
+    for host, lines in ((server1, 2), (server2, 0)):
+        cron = host.file("/etc/cron.d/feature-pipeline").content_string.splitlines()
+        assert len([line for line in cron if not line.startswith("#")]) == lines
+    assert server2.run(f"systemctl start {UNIT}").rc != 0
+    assert server2.check_output(f"systemctl show {UNIT} -p ExecMainStatus") == "ExecMainStatus=6"
+    assert server2.run("larder apply").rc == 6
+    assert server1.run(f"systemctl start {UNIT}").rc == 0
+
+
+def test_the_pipeline_moves_once_a_run_that_is_under_way_has_ended(growing: Any, inventory: Any, starts: Any) -> None:
+    before, server1, server2 = starts(), inventory.host("server1"), inventory.host("server2")
+    # The run waits for a lock of the first table that it needs, and goes on when that is free.
+    server1.check_output(
+        "systemd-run --unit=holder --uid=postgres psql -d feast"
+        " -c 'BEGIN; LOCK TABLE market_data.pending_compute IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(12)'"
+    )
+    server1.check_output(f"sleep 1; systemctl start --no-block {UNIT}")
+    began = time.monotonic()
+    run = growing.play("ansible/move_pipeline.yml", "-e", "host=server2")
+    assert run.code == 0, run.output
+    assert time.monotonic() - began > 8
+    assert server1.check_output(f"systemctl show {UNIT} -p Result") == "Result=success"
+    assert server2.run(f"systemctl start {UNIT}").rc == 0
+    assert server1.run(f"systemctl start {UNIT}").rc != 0
+    server1.check_output(f"systemctl reset-failed {UNIT}")
+    assert starts() == before
+
+
+def test_the_host_that_runs_the_pipeline_may_not_leave(growing: Any) -> None:
+    run = growing.play("ansible/remove_host.yml", "-e", "host=server2", "-e", "confirm=server2")
+    assert run.code != 0
+    assert "server2 runs the pipeline. Nothing was changed." in run.sentence
+    assert "ansible/move_pipeline.yml -e host=server1" in run.sentence
+    assert run.changed == {}
+
+
+def test_a_host_that_cannot_be_reached_gives_the_pipeline_up_only_if_it_is_lost(
+    growing: Any, inventory: Any, cut_off: Any
+) -> None:
+    server1, server2 = inventory.host("server1"), inventory.host("server2")
+    arguments = ("-e", "host=server1", "--ssh-extra-args=-o ConnectTimeout=5 -o ControlPath=none")
+    with cut_off("server2"):
+        refused = growing.play("ansible/move_pipeline.yml", *arguments)
+        lost = growing.play("ansible/move_pipeline.yml", *arguments, "-e", "lost=true")
+    assert refused.code != 0
+    assert "server2 runs the pipeline and cannot be reached" in refused.sentence, refused.output
+    assert lost.code == 0, lost.output
+    # The schedule of the host that was lost is on: the database refuses its runs.
+    assert UNIT in server2.file("/etc/cron.d/feature-pipeline").content_string
+    assert server2.run(f"systemctl start {UNIT}").rc != 0
+    assert server2.check_output(f"systemctl show {UNIT} -p ExecMainStatus") == "ExecMainStatus=6"
+    assert server1.run(f"systemctl start {UNIT}").rc == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["host=server1", "confirm=server1"], "server1 is the only host of redis, timescaledb: add another one first."),
+        (["host=server2", "confirm=server1"], "The name that confirms it is server1, and must be the same."),
+        (["host=server2"], "The name that confirms it is missing"),
+        (["host=nobody", "confirm=nobody"], "host is nobody; give a host of the stack with -e host=NAME."),
+        (["host=server2", "confirm=server2", "data=burn"], "data is burn and may be keep or wipe."),
+    ],
+)
+def test_a_removal_that_would_harm_is_refused(growing: Any, arguments: list[str], sentence: str) -> None:
+    run = growing.play("ansible/remove_host.yml", *(part for each in arguments for part in ("-e", each)))
+    assert run.code != 0
+    assert sentence in run.sentence, run.output
+    assert run.changed == {}
+
+
+PUBLISH = """
+set -eu
+mkdir -p /opt/upgrade && cd /opt/upgrade
+for package in {packages}; do
+  apt-get -qq download "$package" 2> /dev/null
+  dpkg-deb --raw-extract "$package"_*.deb tree
+  rm "$package"_*.deb
+  sed -i 's/^Version: .*/&+upgraded/' tree/DEBIAN/control
+  dpkg-deb --build tree "$package.deb" > /dev/null
+  rm -r tree
+  {{ dpkg-deb --field "$package.deb"; echo "Filename: ./$package.deb"; stat --format 'Size: %s' "$package.deb"
+    echo "SHA256: $(sha256sum < "$package.deb" | cut -d ' ' -f 1)"; echo; }} >> Packages
+done
+echo 'deb [trusted=yes] file:/opt/upgrade ./' > /etc/apt/sources.list.d/upgrade.list
+"""
+
+
+def test_upgraded_packages_run_on_every_host_and_no_read_fails(
+    growing: Any, clients: Any, inventory: Any, vip: str
+) -> None:
+    packages = {name: ["haproxy", "keepalived"] for name in GATEWAYS} | {"server2": ["libffi8"]}
+    for name, named in packages.items():
+        inventory.host(name).check_output(PUBLISH.format(packages=" ".join(named)))
+    with clients.load(vip) as found:
+        run = growing.play("ansible/upgrade.yml", "--limit", ",".join(packages))
+        assert run.code == 0, run.output
+    assert good(found), found
+    for name, named in packages.items():
+        host = inventory.host(name)
+        for package in named:
+            assert host.package(package).version.endswith("+upgraded")
+            library = {"libffi8": "libffi.so", "haproxy": "sbin/haproxy", "keepalived": "sbin/keepalived"}[package]
+            assert library in host.check_output("cat /proc/[0-9]*/maps")
+            assert host.run(f"cat /proc/[0-9]*/maps | grep '{library}.*(deleted)'").stdout == ""
+
+
+def test_hosts_leave_under_load_and_the_others_have_forgotten_them(
+    growing: Any, clients: Any, inventory: Any, starts: Any, vip: str, holder: Any
+) -> None:
+    before = starts()
+    # The lines of gateway1 and server1 stay, so another gateway has the address.
+    if holder("gateway1"):
+        inventory.host("gateway1").check_output("systemctl restart keepalived && sleep 3")
+    (leaving,) = holder(*GATEWAYS)
+    assert leaving != "gateway1"
+    staying = next(name for name in GATEWAYS if name not in ("gateway1", leaving))
+    with clients.load(vip) as found:
+        first = growing.play("ansible/remove_host.yml", "-e", f"host={leaving}", "-e", f"confirm={leaving}")
+        assert first.code == 0, first.output
+        growing.set(GROWN | {"gateway": [staying]}, gateway_vip=vip)
+        arguments = ("-e", "host=server2", "-e", "confirm=server2", "-e", "data=wipe")
+        second = growing.play("ansible/remove_host.yml", *arguments)
+        assert second.code == 0, second.output
+    assert good(found), found
+    assert starts() == before
+    growing.set({"gateway": [staying]}, gateway_vip=vip)
+    run = growing.play("site.yml")
+    assert run.code == 0, run.output
+    assert run.changed == {}, run.output
+    assert holder("gateway1", staying)
+
+    for name in (leaving, "server2"):
+        host, address = inventory.host(name), inventory.address(name)
+        assert host.run("ss -Hltn | grep -E ':(8443|65[6-9][0-9])'").stdout == ""
+        for secret in (
+            "/etc/credstore.encrypted/serve.feature_store.yaml",
+            "/etc/haproxy/tokens.map",
+            "/etc/larder/tls",
+        ):
+            assert not host.file(secret).exists
+        for other in ("server1", "gateway1", staying):
+            known = inventory.host(other).run(
+                "cat /etc/larder-firewall.nft /etc/haproxy/haproxy.cfg /etc/keepalived/keepalived.conf"
+                " /etc/larder/gateways /etc/postgresql/17/main/pg_hba.conf"
+            )
+            assert address not in re.findall(r"[0-9.]+", known.stdout)
+    assert not inventory.host("server2").file("/opt/feast").exists
+
+
+def test_two_gateways_with_an_address_are_not_made_one(growing: Any) -> None:
+    run = growing.play("ansible/remove_host.yml", "-e", "host=gateway1", "-e", "confirm=gateway1")
+    assert "one of two gateways, and gateway_vip needs two" in run.sentence
+    assert run.changed == {}
