@@ -43,10 +43,10 @@ class Database:
         self.inventory = inventory
         self.passwords = inventory.variables("failover1")["timescaledb_passwords"]
 
-    def conninfo(self, host: str, purpose: str = "load", **options: str) -> str:
+    def conninfo(self, on: str, purpose: str = "load", **options: str) -> str:
         password = options.pop("password", self.passwords[purpose])
         settings = {
-            "host": self.inventory.address(host),
+            "host": self.inventory.address(on),
             "dbname": "feast",
             "user": f"feast_{secrets.larder_login(purpose, self.passwords)}",
             "password": password,
@@ -58,12 +58,12 @@ class Database:
         quoted = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in settings.items()}
         return " ".join(f"{name}='{value}'" for name, value in quoted.items())
 
-    def query(self, host: str, sql: str, purpose: str = "pipeline", **options: str) -> CommandResult:
+    def query(self, on: str, sql: str, purpose: str = "pipeline", **options: str) -> CommandResult:
         psql = "psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 %s --command=%s"
-        return self.inventory.host(CLIENT).run(psql, self.conninfo(host, purpose, **options), sql)
+        return self.inventory.host(CLIENT).run(psql, self.conninfo(on, purpose, **options), sql)
 
-    def answer(self, host: str, sql: str, **options: str) -> str:
-        result = self.query(host, sql, **options)
+    def answer(self, on: str, sql: str, **options: str) -> str:
+        result = self.query(on, sql, **options)
         assert result.rc == 0, result.stderr
         return result.stdout.strip()
 
@@ -81,15 +81,23 @@ class Database:
         )
         return {int(line) for line in self.answer(host, sql).split()}
 
+    def holding(self, host: str, secret: str) -> set[str]:
+        """Return the files of a host that hold a secret in clear; the command line does not."""
+        where = "/etc /var/lib/postgresql /var/lib/etcd /var/log /run"
+        command = (
+            f"sudo sh -c 'grep --recursive --files-with-matches --fixed-strings --file=- {where} 2> /dev/null; true'"
+        )
+        return set(self.inventory.run(host, command, secret).split())
+
     def started(self, host: str) -> str:
         return self.superuser(host, "SELECT pg_postmaster_start_time()")
 
-    def insert(self, host: str, symbol: str, **options: str) -> CommandResult:
+    def insert(self, on: str, symbol: str, **options: str) -> CommandResult:
         sql = (
-            "INSERT INTO market_data.ohlcv_daily (symbol, event_timestamp, open, high, low, close, volume)"
-            f" VALUES ('{symbol}', now(), 1, 1, 1, 1, 1)"
+            "INSERT INTO market_data.ohlcv_daily (symbol, event_timestamp, open, high, low, close, adjusted_close, volume)"
+            f" VALUES ('{symbol}', now(), 1, 1, 1, 1, 1, 1)"
         )
-        return self.query(host, sql, "load", **options)
+        return self.query(on, sql, "load", **options)
 
     @contextmanager
     def writer(self, conninfo: str, symbol: str) -> Iterator[Callable[[], Report]]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg
 
 INSERT = (
-    "INSERT INTO market_data.ohlcv_daily (symbol, event_timestamp, open, high, low, close, volume)"
-    " VALUES (%s, '2026-01-01Z'::timestamptz + %s * interval '1 second', 1, 1, 1, 1, 1)"
+    "INSERT INTO market_data.ohlcv_daily (symbol, event_timestamp, open, high, low, close, adjusted_close, volume)"
+    " VALUES (%s, '2026-01-01Z'::timestamptz + %s * interval '1 second', 1, 1, 1, 1, 1, 1)"
 )
 symbol, report = sys.argv[1:]
 conninfo = sys.stdin.read()

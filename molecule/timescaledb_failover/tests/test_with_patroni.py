@@ -122,15 +122,13 @@ def test_only_hosts_of_the_stack_ask_etcd_and_patroni(rest, inventory):
 def test_the_password_of_the_standbys_is_hidden(database, inventory):
     password = database.passwords["replicate"]
     for name in HOSTS:
-        host = inventory.host(name)
-        where = "/etc /var/lib/postgresql /var/log /run /var/lib/etcd"
-        found = host.run(f"grep -rlF -- %s {where} 2> /dev/null", password).stdout.split()
-        assert set(found) <= {
+        found = database.holding(name, password)
+        assert found <= {
             "/etc/postgresql/17/main/larder.pgpass",
             "/etc/patroni/config.yml",
             "/run/postgresql/patroni.pgpass",
         }
-        assert {host.file(path).mode for path in found} == {0o600}
+        assert {inventory.host(name).file(path).mode for path in found} == {0o600}
 
 
 def test_the_standbys_password_rotates_without_a_restart(database, playbook, primary, eventually):
