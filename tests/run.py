@@ -38,6 +38,7 @@ LONGEST_FIRST = (
     "rotation",
     "leaks",
     "feature_server",
+    "timescaledb_failover",
     "timescaledb",
     "pipeline",
     "gateway",

@@ -94,7 +94,8 @@ class Database:
 
     def insert(self, on: str, symbol: str, **options: str) -> CommandResult:
         sql = (
-            "INSERT INTO market_data.ohlcv_daily (symbol, event_timestamp, open, high, low, close, adjusted_close, volume)"
+            "INSERT INTO market_data.ohlcv_daily"
+            " (symbol, event_timestamp, open, high, low, close, adjusted_close, volume)"
             f" VALUES ('{symbol}', now(), 1, 1, 1, 1, 1, 1)"
         )
         return self.query(on, sql, "load", **options)

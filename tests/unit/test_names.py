@@ -16,10 +16,11 @@ ROOT = Path(__file__).parents[2]
 FILES = re.compile(r"site\.yml|(ansible|molecule|tests)/.+\.ya?ml|roles/[^/]+/(tasks|handlers)/.+\.ya?ml")
 # What a name may begin with: only verbs that some name uses. Add one if none of these says the same.
 VERBS = """
-    Add Apply Bring Build Change Check Choose Compare Compile Complete Compute Configure Converge Copy Deploy Drop
-    Encrypt End Fail Fetch Fill Find Gather Give Harden Install Interrupt Issue Keep Kill Leak Let Link Listen Load
-    Lock Log Look Make Mark Measure Prepare Promote Publish Read Record Refresh Reload Remember Remove Renew Resolve Restart
-    Revoke Rotate Run Schedule Set Show Sign Start Stop Store Take Trust Try Update Verify Wait Widen Write
+    Add Apply Bring Build Change Check Choose Compare Compile Complete Compute Configure Converge Copy Deploy
+    Drop Encrypt End Fail Fetch Fill Find Gather Give Harden Install Interrupt Issue Keep Kill Leak Let Link
+    Listen Load Lock Log Look Make Mark Measure Prepare Promote Publish Read Record Refresh Reload Remember
+    Remove Renew Resolve Restart Revoke Rotate Run Schedule Set Show Sign Start Stop Store Take Trust Try
+    Update Verify Wait Widen Write
 """.split()  # noqa: SIM905 - a list of strings would be a line for each
 # Where nothing before it in the name says what is meant: at the beginning, after the verb, after "that".
 PRONOUN = re.compile(

@@ -303,7 +303,7 @@ def test_a_wrong_variable_is_named(
 WRONG_HOSTS: dict[str, tuple[dict[str, Any], str]] = {
     "two etcd hosts": (
         {"timescaledb": {"db1": {}, "db2": {"ansible_host": "192.0.2.9"}}, "etcd": {"db1": {}, "db2": {}}},
-        "group etcd: it has 2 hosts (db1, db2) and needs at least 3, of which one may be lost; or none, without failover.",
+        "group etcd: it has 2 hosts (db1, db2) and needs at least 3, of which one may be lost; or none, without",
     ),
     "etcd without a standby": (
         {"etcd": {"db1": {}, "cache1": {}, "pipeline1": {}}},
