@@ -39,6 +39,7 @@ LONGEST_FIRST = (
     "leaks",
     "growth",
     "feature_server",
+    "timescaledb_failover",
     "timescaledb",
     "redis_failover",
     "restore",

@@ -18,9 +18,9 @@ FILES = re.compile(r"site\.yml|(ansible|molecule|tests)/.+\.ya?ml|roles/[^/]+/(t
 VERBS = """
     Add Apply Ask Bring Build Change Check Choose Close Compare Compile Complete Compute Configure Connect Converge
     Copy Deploy Drain Drop Encrypt End Fail Fetch Fill Find Gather Give Harden Install Interrupt Issue Keep Kill Leak
-    Let Link Listen Load Lock Log Look Make Mark Measure Name Note Prepare Publish Put Read Record Refresh Reload
-    Remember Remove Renew Resolve Restart Restore Revoke Rotate Run Say Schedule Set Share Show Sign Start Stop Store
-    Take Trust Try Turn Update Upgrade Verify Wait Widen Write
+    Let Link Listen Load Lock Log Look Make Mark Measure Name Note Prepare Promote Publish Put Read Record Refresh
+    Reload Remember Remove Renew Resolve Restart Restore Revoke Rotate Run Say Schedule Set Share Show Sign Start Stop
+    Store Take Trust Try Turn Update Upgrade Verify Wait Widen Write
 """.split()  # noqa: SIM905 - a list of strings would be a line for each
 # Where nothing before it in the name says what is meant: at the beginning, after the verb, after "that".
 PRONOUN = re.compile(

@@ -144,6 +144,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"reids_maxmemory": "1gb"},
         "all hosts: reids_maxmemory is a variable of no role (did you mean redis_maxmemory?).",
     ),
+    "a lease that is too short": (
+        {"patroni_loop_wait": 10, "patroni_retry_timeout": 10},
+        "patroni_ttl is 20 and must be patroni_loop_wait + 2 * patroni_retry_timeout, 30, or more.",
+    ),
     "choice": (
         {"redis_maxmemory_policy": "lru"},
         "all hosts: redis_maxmemory_policy is 'lru' and must be one of allkeys-lru",
@@ -297,6 +301,14 @@ def test_a_wrong_variable_is_named(
 
 
 WRONG_HOSTS: dict[str, tuple[dict[str, Any], str]] = {
+    "two etcd hosts": (
+        {"timescaledb": {"db1": {}, "db2": {"ansible_host": "192.0.2.9"}}, "etcd": {"db1": {}, "db2": {}}},
+        "group etcd: it has 2 hosts (db1, db2) and needs at least 3, of which one may be lost; or none, without",
+    ),
+    "etcd without a standby": (
+        {"etcd": {"db1": {}, "cache1": {}, "pipeline1": {}}},
+        "group etcd: it has hosts, and group timescaledb has db1 alone; failover needs a second database host.",
+    ),
     "no group": ({"pipeline": None}, "group pipeline: it has no host in the inventory and needs at least 1."),
     "empty group": ({"gateway": {}}, "group gateway: it has no host in the inventory and needs at least 1."),
     "misspelt group": (

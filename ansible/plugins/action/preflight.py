@@ -175,6 +175,17 @@ def apart_faults(groups: Groups) -> Iterator[str]:
     """A backup is not on the host whose loss it is for."""
     for host in sorted({*groups.get("backup", ())} & {*groups.get("timescaledb", ())}):
         yield f"{host}: it is in the groups backup and timescaledb; backups must be on another host than the database"
+def failover_faults(groups: Groups) -> Iterator[str]:
+    """Where etcd decides who the primary is, a majority of it survives a host, and there is somebody to promote."""
+    members, databases = groups.get("etcd", ()), groups.get("timescaledb", ())
+    if members and len(members) < 3:
+        held = f"{len(members)} {'host' if len(members) == 1 else 'hosts'} ({', '.join(members)})"
+        yield f"group etcd: it has {held} and needs at least 3, of which one may be lost; or none, without failover"
+    if members and len(databases) == 1:
+        yield (
+            f"group etcd: it has hosts, and group timescaledb has {databases[0]} alone; failover needs a second "
+            "database host"
+        )
 
 
 def address_faults(hosts: Iterable[Host]) -> Iterator[str]:
@@ -435,6 +446,10 @@ def time_faults(host: Host) -> Iterator[str]:
     life, renewal = count(host, "certificate_days"), count(host, "certificate_renew_days")
     if life and renewal and renewal >= life:
         yield f"{host.show('certificate_renew_days')} and must be less than certificate_days, {life}"
+    loop, retry, lease = (count(host, f"patroni_{name}") for name in ("loop_wait", "retry_timeout", "ttl"))
+    if loop and retry and lease and loop + 2 * retry > lease:
+        least = f"patroni_loop_wait + 2 * patroni_retry_timeout, {loop + 2 * retry}, or more"
+        yield f"{host.show('patroni_ttl')} and must be {least}"
     tables = host.get("timescaledb_tables")
     for table in tables if isinstance(tables, list) else ():
         kept = larder_values.seconds(table.get("retention")) if isinstance(table, Mapping) else None
@@ -601,6 +616,7 @@ def judge(
     return [
         *group_faults(groups, stack.groups),
         *apart_faults(groups),
+        *failover_faults(groups),
         *address_faults(hosts),
         *replica_faults(groups, hosts),
         *vip_faults(hosts),

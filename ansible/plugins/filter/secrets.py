@@ -65,6 +65,11 @@ def url_quote(value: str) -> str:
     return quote(value, safe="")
 
 
+def pgpass_quote(value: str) -> str:
+    """Encode a value as a field of libpq's password file."""
+    return value.replace("\\", "\\\\").replace(":", "\\:")
+
+
 _PROHIBITED = (
     stringprep.in_table_a1,
     stringprep.in_table_c12,
@@ -122,6 +127,7 @@ class FilterModule:
             "feast_redis_string": feast_redis_string,
             "feast_yaml_string": feast_yaml_string,
             "larder_login": larder_login,
+            "pgpass_quote": pgpass_quote,
             "url_quote": url_quote,
             "scram_sha_256_verifier": scram_sha_256_verifier,
         }

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
@@ -61,6 +61,10 @@ options:
         default: []
       temporary:
         description: Whether the role may create temporary tables.
+        type: bool
+        default: false
+      replication:
+        description: Whether its login may copy the server's files and WAL, as standbys and pg_rewind do.
         type: bool
         default: false
   verifiers:
@@ -132,6 +136,17 @@ FROM pg_database CROSS JOIN aclexplode(coalesce(datacl, acldefault('d', datdba))
 LEFT JOIN pg_roles ON pg_roles.oid = grantee
 WHERE datallowconn
 """
+# What pg_rewind calls on the server that it reads from, by its documentation.
+REWIND = (
+    "pg_ls_dir(text, boolean, boolean)",
+    "pg_stat_file(text, boolean)",
+    "pg_read_binary_file(text)",
+    "pg_read_binary_file(text, bigint, bigint, boolean)",
+)
+MAY_REWIND = """
+SELECT rolname::text, function FROM pg_roles CROSS JOIN unnest(%s::text[]) AS function
+WHERE rolname = ANY (%s) AND has_function_privilege(pg_roles.oid, 'pg_catalog.' || function, 'EXECUTE')
+"""
 PUBLIC_MAY_CREATE = """
 SELECT EXISTS (
     SELECT FROM pg_namespace CROSS JOIN aclexplode(nspacl)
@@ -154,12 +169,23 @@ def setting(name: str, value: object) -> str:
 
 
 def plan_role(
-    name: str, actual: Mapping[str, Any], *, login: bool, connections: int, member_of: list[str], settings: list[str]
+    name: str,
+    actual: Mapping[str, Any],
+    *,
+    login: bool,
+    connections: int,
+    member_of: list[str],
+    settings: list[str],
+    replication: bool = False,
 ) -> list[str]:
     """Return the statements that make one role what it is to be."""
     statements = []
     target = identifier(name)
-    wanted = dict.fromkeys(ATTRIBUTES, False) | {"rolcanlogin": login, "rolinherit": True}
+    wanted = dict.fromkeys(ATTRIBUTES, False) | {
+        "rolcanlogin": login,
+        "rolinherit": True,
+        "rolreplication": replication,
+    }
     if any(actual.get(attribute) != value for attribute, value in wanted.items()) or (
         actual.get("rolconnlimit") != connections
     ):
@@ -185,6 +211,7 @@ def plan(
     database: str,
     actual: Mapping[str, Mapping[str, Any]],
     rights: set[tuple[str, str, str]],
+    rewinders: Collection[tuple[str, str]] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """Return the statements that are needed, and the verifiers that are to be set, by login."""
     statements: list[str] = []
@@ -204,10 +231,17 @@ def plan(
             connections=int(role["connections"]),
             member_of=[name],
             settings=settings,
+            replication=role.get("replication", False),
         )
         if actual.get(login, {}).get("rolpassword") != verifiers[name]:
             unknown[login] = verifiers[name]
 
+        if role.get("replication"):
+            statements += [
+                f"GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {identifier(name)}"
+                for function in REWIND
+                if (name, function) not in rewinders
+            ]
         granted = {right for where, who, right in rights if (where, who) == (database, name)}
         wanted = {"CONNECT"} | ({"TEMPORARY"} if role["temporary"] else set())
         on = f"ON DATABASE {identifier(database)}"
@@ -237,7 +271,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         columns = [column.name for column in found.description]
         actual = {row[0]: dict(zip(columns, row, strict=True)) for row in found.fetchall()}
         rights = set(cursor.execute(DATABASE_RIGHTS).fetchall())
-        statements, verifiers = plan(roles, params["verifiers"], params["login_db"], actual, rights)
+        rewinders = set(cursor.execute(MAY_REWIND, [[*REWIND], [*roles]]).fetchall())
+        statements, verifiers = plan(roles, params["verifiers"], params["login_db"], actual, rights, rewinders)
         if cursor.execute(PUBLIC_MAY_CREATE).fetchone()[0]:
             statements.append("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
         told = statements + [f"ALTER ROLE {identifier(login)} PASSWORD its verifier" for login in verifiers]

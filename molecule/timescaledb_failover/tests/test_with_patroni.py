@@ -1,0 +1,180 @@
+"""The two database hosts get a group etcd, and lose their primary in every way: steps of one story, in order.
+
+Before them come the steps of test_standby.py. A client knows one name, which leads to the primary.
+"""
+
+from __future__ import annotations
+
+import time
+
+import playbooks
+import pytest
+
+AUTOMATIC = {"inventories": ("grown", "automatic")}
+HOSTS = ("failover1", "failover2")
+STREAMS = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+# The longest time for which no row is acknowledged.
+GAP = 30
+
+
+def words(result):
+    return " ".join(result.stdout.split())
+
+
+def passed(result):
+    assert result.returncode == 0, result.stdout
+    return playbooks.changed(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def proxy(database):
+    """Return how the client's host reaches the primary, as the stack's clients do."""
+    return database.conninfo("failover1", host="timescaledb.larder", hostaddr="127.0.0.1", port="5433")
+
+
+@pytest.fixture(scope="module")
+def primary(database):
+    """Return the host that takes writes, and the other one."""
+
+    def hosts():
+        by_answer = {database.query(host, "SELECT pg_is_in_recovery()").stdout.strip(): host for host in HOSTS}
+        return by_answer.get("f"), by_answer.get("t")
+
+    return hosts
+
+
+@pytest.fixture(scope="module")
+def rest(inventory):
+    """Return the status of an answer of Patroni's API on a host."""
+
+    def ask(host, path, *, certificate=True):
+        tls = "/etc/larder/tls/timescaledb/current"
+        own = f"--cert {tls}/tls.crt --key {tls}/tls.key" if certificate else ""
+        curl = f"curl --silent --max-time 3 --output /dev/null --write-out '%{{http_code}}' --cacert {tls}/ca.crt {own}"
+        return inventory.host(host).run(f"{curl} https://{inventory.address(host)}:8008/{path}").stdout.strip()
+
+    return ask
+
+
+@pytest.fixture
+def loses(database, proxy, primary, eventually):
+    """Lose the primary in some way under a writer; nothing acknowledged is lost, and the writer goes on soon."""
+
+    def lose(symbol, harm, heal):
+        former, standby = primary()
+        with database.writer(proxy, symbol) as written:
+            time.sleep(5)
+            harm(former)
+            eventually(lambda: database.rows(standby, symbol) and primary()[0] == standby, GAP + 30)
+            time.sleep(5)
+            report = written()
+        assert report.gap < GAP, report.gap
+        assert len(report.acknowledged) > 50
+        assert set(report.acknowledged) <= database.rows(standby, symbol)
+        heal(former)
+        eventually(lambda: database.query(former, "SELECT pg_is_in_recovery()").stdout.strip() == "t", 120)
+        eventually(lambda: set(report.acknowledged) <= database.rows(former, symbol), 120)
+        print(f"{symbol}: {report.gap:.1f} s without an acknowledged row, {len(report.acknowledged)} rows, 0 lost")
+        return report
+
+    return lose
+
+
+def test_failover_becomes_automatic_without_a_restart_or_a_failed_insert(
+    database, playbook, proxy, primary, eventually
+):
+    former, standby = primary()
+    started = database.started(former)
+    with database.writer(database.conninfo(former), "ADOPTED") as written:
+        passed(playbook("converge.yml", **AUTOMATIC))
+        report = written()
+    assert report.failures == []
+    assert len(report.acknowledged) > 100
+    assert database.started(former) == started
+    assert primary() == (former, standby)
+    eventually(lambda: set(report.acknowledged) <= database.rows(standby, "ADOPTED"))
+    sync = "SELECT sync_state FROM pg_stat_replication"
+    eventually(lambda: database.superuser(former, sync) == "sync")
+    with database.writer(proxy, "PROXY") as written:
+        time.sleep(2)
+        assert len(written().acknowledged) > 10
+        assert written().failures == []
+
+
+def test_a_second_run_changes_nothing(database, playbook):
+    started = [database.started(host) for host in HOSTS]
+    changed = passed(playbook("converge.yml", **AUTOMATIC))
+    assert set(changed.values()) == {0}
+    assert [database.started(host) for host in HOSTS] == started
+
+
+def test_only_hosts_of_the_stack_ask_etcd_and_patroni(rest, inventory):
+    host = inventory.host("failover3")
+    assert rest("failover1", "patroni") == "200"
+    assert rest("failover1", "patroni", certificate=False) == "000"
+    ca = "--cacert /etc/larder/tls/etcd/current/ca.crt"
+    own = "--cert /etc/larder/tls/etcd/current/tls.crt --key /etc/larder/tls/etcd/current/tls.key"
+    url = f"https://{inventory.address('failover1')}:2379/health"
+    assert "true" in host.run(f"curl --silent {ca} {own} {url}").stdout
+    assert host.run(f"curl --silent {ca} {url}").rc != 0
+
+
+def test_the_password_of_the_standbys_is_hidden(database, inventory):
+    password = database.passwords["replicate"]
+    for name in HOSTS:
+        found = database.holding(name, password)
+        assert found <= {
+            "/etc/postgresql/17/main/larder.pgpass",
+            "/etc/patroni/config.yml",
+            "/run/postgresql/patroni.pgpass",
+        }
+        assert {inventory.host(name).file(path).mode for path in found} == {0o600}
+
+
+def test_the_standbys_password_rotates_without_a_restart(database, playbook, primary, eventually):
+    started = [database.started(host) for host in HOSTS]
+    new = dict(database.passwords, replicate=r"a new : password with \ and 'quotes'")
+    ready = {"larder_ready_groups": ["pipeline"]}
+    for passwords in (new, database.passwords):
+        passed(playbook("rotate.yml", timescaledb_passwords=passwords, **ready, **AUTOMATIC))
+        eventually(lambda: database.superuser(primary()[0], STREAMS) == "1")
+    assert [database.started(host) for host in HOSTS] == started
+
+
+def test_the_primary_moves_when_told(database, playbook, proxy, primary, eventually):
+    former, standby = primary()
+    with database.writer(proxy, "MOVED") as written:
+        passed(playbook("promote_standby.yml", host=standby, **AUTOMATIC))
+        eventually(lambda: primary() == (standby, former))
+        time.sleep(5)
+        report = written()
+    assert set(report.acknowledged) <= database.rows(standby, "MOVED")
+    assert report.gap < GAP, report.gap
+    print(f"MOVED: {report.gap:.1f} s without an acknowledged row")
+
+
+def test_a_killed_postmaster_loses_no_row(database, proxy, primary, inventory):
+    former, _standby = primary()
+    with database.writer(proxy, "KILLED") as written:
+        time.sleep(3)
+        inventory.host(former).check_output("kill -9 $(head -1 /var/lib/postgresql/17/main/postmaster.pid)")
+        time.sleep(GAP)
+        report = written()
+    assert report.gap < GAP, report.gap
+    assert set(report.acknowledged) <= database.rows(primary()[0], "KILLED")
+    print(f"KILLED: {report.gap:.1f} s without an acknowledged row, {len(report.acknowledged)} rows, 0 lost")
+
+
+def test_a_host_that_dies_loses_no_row(loses, docker):
+    loses("DIED", lambda host: docker("kill", host), lambda host: docker("start", host))
+
+
+def test_a_host_that_hangs_loses_no_row(loses, docker):
+    loses("HUNG", lambda host: docker("pause", host), lambda host: docker("unpause", host))
+
+
+def test_a_run_after_the_failovers_changes_nothing(database, playbook, primary):
+    before, started = primary(), [database.started(host) for host in HOSTS]
+    assert set(passed(playbook("converge.yml", **AUTOMATIC)).values()) == {0}
+    assert primary() == before
+    assert [database.started(host) for host in HOSTS] == started
