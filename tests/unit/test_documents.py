@@ -40,7 +40,7 @@ SHARED = yaml.safe_load((ROOT / "roles/larder/defaults/main.yml").read_text())
 PORTS = {
     port + number: name
     for name, port in SHARED.items()
-    if name.endswith("_port")
+    if name.endswith("_port") and isinstance(port, int)
     for number in range(SHARED.get(name.replace("_check", "").replace("_port", "_instances"), 1))
 }
 UNIT = re.compile(
