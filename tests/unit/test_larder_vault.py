@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import larder_vault
-from larder_stack import Secret
+from larder_stack import Secret, read
 
 SECRETS = {
     "redis_passwords": Secret(["serve", "push", "admin"]),
@@ -168,6 +168,17 @@ def test_the_place_of_what_cannot_be_read_is_named(name: str, place: str) -> Non
 def test_what_is_no_secret_and_a_passphrase_cannot_be_renewed(secret: str, sentence: str) -> None:
     with pytest.raises(larder_vault.VaultError, match=sentence):
         larder_vault.renewed(FORMS["flow"], SECRETS, [secret], NEW)
+
+
+def test_the_passphrase_of_the_backups_is_never_made_anew() -> None:
+    """Whatever the vault's other secrets become, the backups of before can be read."""
+    text = "backup_passphrases: {repository: abcabcabcabcabcabc}\nredis_passwords: {serve: defdefdefdefdefdefdef}\n"
+    new, names, _ = larder_vault.renewed(text, read().secrets, [], NEW)
+    assert names == ["redis_passwords.serve"]
+    assert "backup_passphrases: {repository: abcabcabcabcabcabc}\n" in new
+    for wanted in ("backup_passphrases", "backup_passphrases.repository"):
+        with pytest.raises(larder_vault.VaultError, match="never made anew"):
+            larder_vault.renewed(text, read().secrets, [wanted], NEW)
 
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)

@@ -81,7 +81,7 @@ def test_the_drill_leaves_no_copy(on: Any) -> None:
 
 
 def test_a_backup_within_the_given_bandwidth_is_taken_on_request(play: Any, held: Any, on: Any, sql: Any) -> None:
-    """An incremental backup of 50 MB or more, at most 20 MB a second."""
+    """An incremental backup of 50 MB or more, at about 5 MB a second."""
     sql(
         "database1",
         "CREATE TABLE market_data.bulk AS SELECT repeat(md5(n::text), 20) FROM generate_series(1, 80000) AS n",
@@ -92,7 +92,7 @@ def test_a_backup_within_the_given_bandwidth_is_taken_on_request(play: Any, held
     newest = held()[-1]
     assert newest["type"] == "incr"
     assert newest["info"]["delta"] > bulk
-    assert newest["timestamp"]["stop"] - newest["timestamp"]["start"] >= bulk / 20e6 - 1
+    assert newest["timestamp"]["stop"] - newest["timestamp"]["start"] >= bulk / 7e6
     assert "larder_backup" not in on("backup1").check_output("nft list tables")
 
 
