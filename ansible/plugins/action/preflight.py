@@ -175,6 +175,8 @@ def apart_faults(groups: Groups) -> Iterator[str]:
     """A backup is not on the host whose loss it is for."""
     for host in sorted({*groups.get("backup", ())} & {*groups.get("timescaledb", ())}):
         yield f"{host}: it is in the groups backup and timescaledb; backups must be on another host than the database"
+
+
 def failover_faults(groups: Groups) -> Iterator[str]:
     """Where etcd decides who the primary is, a majority of it survives a host, and there is somebody to promote."""
     members, databases = groups.get("etcd", ()), groups.get("timescaledb", ())
