@@ -48,10 +48,10 @@ def rest(inventory):
     """Return the status of an answer of Patroni's API on a host."""
 
     def ask(host, path, *, certificate=True):
-        tls = "/etc/larder/tls/timescaledb/current"
+        tls = "/etc/larder/tls/feast/current"
         own = f"--cert {tls}/tls.crt --key {tls}/tls.key" if certificate else ""
         curl = f"curl --silent --max-time 3 --output /dev/null --write-out '%{{http_code}}' --cacert {tls}/ca.crt {own}"
-        return inventory.host(host).run(f"{curl} https://{inventory.address(host)}:8008/{path}").stdout.strip()
+        return inventory.host("failover3").run(f"{curl} https://{inventory.address(host)}:8008/{path}").stdout.strip()
 
     return ask
 
