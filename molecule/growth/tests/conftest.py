@@ -141,7 +141,7 @@ class Clients:
         """Read and push, and check every value; what was found is in the dictionary when the block has ended."""
         found: dict[str, Any] = {}
         command = f"python3 /tmp/load.py --gateway https://{address}:8443 --ca /tmp/ca.crt --tokens /tmp/tokens.json"
-        with self.run(f"{command} --rate 20 --stop /tmp/stop") as printed:
+        with self.run(f"{command} --rate 10 --stop /tmp/stop") as printed:
             yield found
         found |= json.loads(printed[0])
         print({name: found[name] for name in ("requests", "failed", "failures", "wrong")}, found["phases"])

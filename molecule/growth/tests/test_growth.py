@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import time
 from typing import Any
@@ -58,11 +59,24 @@ def test_a_second_run_of_the_grown_stack_changes_and_restarts_nothing(growing: A
     assert (starts(), holder(*GATEWAYS)) == before
 
 
-def test_vrrp_of_other_hosts_is_dropped(inventory: Any) -> None:
-    for name in GATEWAYS:
-        rules = inventory.host(name).check_output("nft list table inet larder")
-        assert "meta l4proto vrrp ip saddr != @gateway_vrrp_ipv4 drop" in rules
-    assert "vrrp" not in inventory.host("server1").check_output("nft list table inet larder")
+SEND = (
+    "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112);"
+    " [(s.sendto(bytes(20), ('{address}', 0)), time.sleep(0.1)) for _ in range(100)]"
+)
+RECEIVE = (
+    "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112);"
+    " print(*sorted({s.recvfrom(99)[1][0] for _ in range(6)}))"
+)
+
+
+def test_vrrp_of_other_hosts_is_dropped(inventory: Any, holder: Any) -> None:
+    (first,) = holder(*GATEWAYS)
+    backup = next(name for name in GATEWAYS if name != first)
+    command = SEND.format(address=inventory.address(backup))
+    with subprocess.Popen(inventory.argv("client1", shlex.join(["sudo", "python3", "-c", command]))) as stranger:
+        heard = inventory.host(backup).check_output("python3 -c %s", RECEIVE).split()
+        assert stranger.poll() is None
+    assert heard == [inventory.address(first)]
 
 
 def test_a_killed_gateway_host_is_replaced_within_3_s_and_its_return_breaks_nothing(
