@@ -394,6 +394,13 @@ def test_two_gateways_may_share_an_address_and_a_pipeline_may_have_a_spare(
     assert faults(write_inventory(tmp_path, {"gateway_vip": "192.0.2.9"}, groups), capsys) == []
 
 
+@pytest.mark.parametrize("name", ["example", "example_small", "example_large"])
+def test_the_inventories_to_copy_have_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    copy = shutil.copytree(ROOT / "inventory" / name, tmp_path / "prod")
+    (copy / "group_vars/all/vault.yml").write_text(yaml.safe_dump({**SECRETS, "certificate_authorities": [AUTHORITY]}))
+    assert faults(copy, capsys) == []
+
+
 def test_all_faults_are_shown_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     variables = {"redis_maxmemroy": "1gb", "redis_timeout": "soon", "larder_project": "my-project"}
     assert len(faults(write_inventory(tmp_path, variables, {"gateway": None}), capsys)) == 4
