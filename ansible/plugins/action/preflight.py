@@ -450,10 +450,8 @@ def time_faults(host: Host) -> Iterator[str]:
         yield f"{host.show('certificate_renew_days')} and must be less than certificate_days, {life}"
     loop, retry, lease = (count(host, f"patroni_{name}") for name in ("loop_wait", "retry_timeout", "ttl"))
     if loop and retry and lease and loop + 2 * retry > lease:
-        yield (
-            f"{host.show('patroni_ttl')} and must be patroni_loop_wait + 2 * patroni_retry_timeout, {loop + 2 * retry}, "
-            "or more"
-        )
+        allowed = f"patroni_loop_wait + 2 * patroni_retry_timeout, {loop + 2 * retry}, or more"
+        yield f"{host.show('patroni_ttl')} and must be {allowed}"
     tables = host.get("timescaledb_tables")
     for table in tables if isinstance(tables, list) else ():
         kept = larder_values.seconds(table.get("retention")) if isinstance(table, Mapping) else None
