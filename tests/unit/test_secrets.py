@@ -47,7 +47,7 @@ DEFAULTS = yaml.safe_load((ROOT / "roles/feast/defaults/main.yml").read_text())
 filters = load(ROOT / "ansible/plugins/filter/secrets.py")
 
 
-def render(purpose: str, password: str) -> str:
+def render(purpose: str, password: str, redis_hosts: tuple[str, ...] = ("192.0.2.2",)) -> str:
     """Render the template as Ansible does, every secret being the given one."""
     environment = Environment(
         loader=FileSystemLoader(ROOT / "templates"), undefined=StrictUndefined, trim_blocks=True, autoescape=False
@@ -64,7 +64,7 @@ def render(purpose: str, password: str) -> str:
         "larder_timescaledb_port": 5432,
         "certificate_directories": {"feast": "/etc/larder/tls/feast/abc-20260101T000000Z"},
         "larder_redis_address": "192.0.2.2",
-        "larder_addresses": {"redis": ["192.0.2.2"]},
+        "larder_addresses": {"redis": redis_hosts},
         "larder_redis_sentinel_port": 26379,
         "larder_redis_port": 6379,
         "timescaledb_passwords": dict.fromkeys(purposes, password),
@@ -104,6 +104,19 @@ def test_what_is_written_online_lives_for_a_year(purpose: str, tmp_path: Path) -
     path = tmp_path / "feature_store.yaml"
     path.write_text(render(purpose, "secret"), encoding="utf-8")
     assert load_repo_config(tmp_path, path).online_store.key_ttl_seconds == 365 * 24 * 60 * 60
+
+
+@pytest.mark.parametrize(("hosts", "kind", "port"), [(2, "redis", 6379), (3, "redis_sentinel", 26379)])
+def test_of_several_redis_hosts_clients_follow_the_primary(hosts: int, kind: str, port: int, tmp_path: Path) -> None:
+    addresses = tuple(f"192.0.2.{number + 2}" for number in range(hosts))
+    path = tmp_path / "feature_store.yaml"
+    path.write_text(render("pipeline", "a,b=$HOME", addresses), encoding="utf-8")
+    store = load_repo_config(tmp_path, path).online_store
+    nodes, options = RedisOnlineStore._parse_connection_string(store.connection_string)
+    assert type(store).__name__ == "RedisPrimaryOnlineStoreConfig"
+    assert (store.redis_type, store.skip_dedup, store.retry_seconds) == (kind, True, 15)
+    assert nodes == [{"host": address, "port": str(port)} for address in addresses]
+    assert options["password"] == "a,b=$HOME"
 
 
 def logins(purpose: str, password: str, directory: Path) -> dict[str, tuple[str, str]]:

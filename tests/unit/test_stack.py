@@ -100,13 +100,11 @@ def test_a_group_of_several_roles_has_the_limits_that_any_of_them_gives(tmp_path
 
 def test_a_host_has_the_ports_and_packages_of_its_roles_alone() -> None:
     here = {"group_names": ["redis"], "redis_packages": ["redis-server=5:8.0"], "larder_redis_port": "6380"}
+    here |= {"larder_redis_sentinel_port": "26379", "larder_redis_sentinels": "0"}
+    open_to = ["redis", "feature_server", "pipeline", "monitoring"]
     assert ask("ports", here) == [
-        {
-            "service": "redis",
-            "port": 6380,
-            "instances": 1,
-            "open_to": ["redis", "feature_server", "pipeline", "monitoring"],
-        }
+        {"service": "redis", "port": 6380, "instances": 1, "open_to": open_to},
+        {"service": "sentinel", "port": 26379, "instances": 0, "open_to": open_to},
     ]
     packages = ask("packages", here)
     assert "redis-server=5:8.0" in packages
