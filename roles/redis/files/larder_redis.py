@@ -5,6 +5,7 @@
     larder-redis apply            bring the running Redis and Sentinel to the settings and credentials of this host
     larder-redis switch [--to A]  on the primary: hand over to a replica, without losing an acknowledged write
     larder-redis prefer [--off]   on a replica: be the one that the next switch takes
+    larder-redis forget           let this host's Sentinel forget hosts that were removed
     larder-redis leave            on the last host: be a primary that needs no replicas
     larder-redis promote          on a replica, without Sentinels: take the place of a primary that is lost
     larder-redis start            for redis-server.service, before it starts: write how it starts, as primary or replica
@@ -314,7 +315,8 @@ class Changes:
     """What was changed; in check mode, what would be."""
 
     def __init__(self, *, check: bool) -> None:
-        self.check, self.done, self.restart_sentinel = check, list[str](), False
+        self.check, self.done = check, list[str]()
+        self.restart_sentinel = self.strangers = False
 
     def __call__(self, what: str, change: Callable[[], Any]) -> None:
         self.done.append(what)
@@ -476,7 +478,22 @@ def apply_sentinel(host: Host, changes: Changes) -> None:
         if (held.get("sentinel-user"), held.get("sentinel-pass")) != (user, password):
             words = ("sentinel-user", user, "sentinel-pass", password)
             changes("Sentinel's login at the others", lambda: redis("SENTINEL", "CONFIG", "SET", *words))
+        changes.strangers = bool(strangers(host, redis))
     changes.restart_sentinel = sentinel_is_older(host)
+
+
+def strangers(host: Host, sentinel: Redis) -> set[str]:
+    """Return the addresses that a Sentinel knows and that are no host's: as a Sentinel, one counts for a majority."""
+    known = (each for what in ("SENTINELS", "REPLICAS") for each in sentinel("SENTINEL", what, NAME))
+    return {dict(zip(each[::2], each[1::2], strict=True))["ip"] for each in known} - {*host.hosts}
+
+
+def forget(seconds: float) -> None:
+    """Let this host's Sentinel ask anew who there is; the others go on meanwhile."""
+    host = Host.read()
+    with contextlib.closing(local(SENTINEL_SOCKET)) as redis:
+        redis("SENTINEL", "RESET", NAME)
+    wait_for_sentinels(host, seconds)
 
 
 def sentinel_is_older(host: Host) -> bool:
@@ -607,7 +624,7 @@ def status() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="larder-redis", description="Replication of this host's Redis.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("status", "leave", "promote", "start", "start-sentinel"):
+    for name in ("status", "forget", "leave", "promote", "start", "start-sentinel"):
         commands.add_parser(name)
     applying = commands.add_parser("apply")
     applying.add_argument("--check", action="store_true", help="say what would be changed, and change nothing")
@@ -622,6 +639,8 @@ def main() -> None:
             start_sentinel()
         elif given.command == "prefer":
             prefer(off=given.off)
+        elif given.command == "forget":
+            forget(120)
         elif given.command == "leave":
             leave()
         elif given.command == "status":
@@ -629,7 +648,8 @@ def main() -> None:
         elif given.command == "apply":
             changes = Changes(check=given.check)
             apply(changes, given.seconds)
-            print(json.dumps({"changed": changes.done, "restart_sentinel": changes.restart_sentinel}))
+            said = {"restart_sentinel": changes.restart_sentinel, "strangers": changes.strangers}
+            print(json.dumps(said | {"changed": changes.done}))
         else:
             print(json.dumps({"primary": switch(given.to) if given.command == "switch" else promote()}))
     except (OSError, RedisError, subprocess.CalledProcessError) as error:
