@@ -105,7 +105,7 @@ class Database:
         """Have the client write; the value ends the writer and returns what it saw."""
         name = f"writer-{symbol.lower()}"
         start = f"systemd-run --quiet --collect --unit={name} --property=StandardInput=file:/run/{name}"
-        self.inventory.run(CLIENT, f"sudo sh -c 'umask 077; cat > /run/{name}'", conninfo)
+        self.inventory.run(CLIENT, f"sudo sh -c 'umask 077; rm -f /run/{name}.json; cat > /run/{name}'", conninfo)
         client = self.inventory.host(CLIENT)
         client.check_output(f"{start} /usr/local/bin/writer {symbol} /run/{name}.json")
         reports: list[Report] = []
