@@ -131,7 +131,8 @@ def look(
     running = (data / "postmaster.pid").read_text().splitlines() if (data / "postmaster.pid").exists() else []
     answer = ask(running[3]) if len(running) > 3 else None
     if answer:
-        return signal | json.loads(answer)
+        told: dict[str, Any] = json.loads(answer)
+        return signal | told
     held = read_control()
     return {"state": "stopped", **signal, **control(held)} if held else managed | {"state": "lost"}
 
