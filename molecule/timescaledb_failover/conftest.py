@@ -74,12 +74,12 @@ class Database:
         )
 
     def rows(self, host: str, symbol: str) -> set[int]:
-        """Return the numbers of a writer's rows that a host has."""
+        """Return the numbers of a writer's rows that a host has; none while it does not answer."""
         sql = (
             "SELECT extract(epoch FROM event_timestamp - '2026-01-01Z')::int FROM market_data.ohlcv_daily"
             f" WHERE symbol = '{symbol}'"
         )
-        return {int(line) for line in self.answer(host, sql).split()}
+        return {int(line) for line in self.query(host, sql).stdout.split()}
 
     def holding(self, host: str, secret: str) -> set[str]:
         """Return the files of a host that hold a secret in clear; the command line does not."""
@@ -105,7 +105,7 @@ class Database:
         """Have the client write; the value ends the writer and returns what it saw."""
         name = f"writer-{symbol.lower()}"
         start = f"systemd-run --quiet --collect --unit={name} --property=StandardInput=file:/run/{name}"
-        self.inventory.run(CLIENT, f"sudo sh -c 'umask 077; cat > /run/{name}'", conninfo)
+        self.inventory.run(CLIENT, f"sudo sh -c 'umask 077; rm -f /run/{name}.json; cat > /run/{name}'", conninfo)
         client = self.inventory.host(CLIENT)
         client.check_output(f"{start} /usr/local/bin/writer {symbol} /run/{name}.json")
         reports: list[Report] = []

@@ -43,4 +43,5 @@ while not stopped:
     gap, last = max(gap, now - last), now
     acknowledged.append(number)
     time.sleep(0.02)
+gap = max(gap, time.monotonic() - last)
 Path(report).write_text(json.dumps({"acknowledged": acknowledged, "failures": failures, "gap": gap}))
