@@ -188,6 +188,15 @@ def test_a_removal_that_would_harm_is_refused(growing: Any, arguments: list[str]
     assert run.changed == {}
 
 
+def test_a_host_with_a_store_is_not_removed(growing: Any, vip: str) -> None:
+    growing.set(GROWN | {"redis": ["server2"], "timescaledb": ["server2"]}, gateway_vip=vip)
+    run = growing.play("ansible/remove_host.yml", "-e", "host=server1", "-e", "confirm=server1")
+    growing.set(GROWN, gateway_vip=vip)
+    assert run.code != 0
+    assert "server1 is in the groups timescaledb, redis, and this playbook removes no host with a store" in run.sentence
+    assert run.changed == {}
+
+
 PUBLISH = """
 set -eu
 mkdir -p /opt/upgrade && cd /opt/upgrade
