@@ -1,6 +1,6 @@
 """The whole check: lint, unit tests and every Molecule scenario, two at a time.
 
-    ./larder test            lint, unit, and every scenario of molecule/; of rotation what a day has time for
+    ./larder test            lint, unit, and the scenarios of molecule/; of rotation what a day has time for
     ./larder test quick      lint and unit, side by side
     ./larder test redis      one scenario; also lint, unit, soak, or several of these
     ./larder test rotation   all of it: three rotations, killed at every step, CAs renewed
@@ -51,6 +51,8 @@ LONGEST_FIRST = (
     "base",
 )
 QUICK = ("lint", "unit")
+# Not yet seen whole on a quiet machine: by name and in soak, and part of the whole check once they are.
+REHEARSED = ("growth", "restore", "redis_failover", "timescaledb_failover")
 # The soaks take too long for every day, and bench measures without passing or failing: outside molecule/, where
 # `molecule test --all` does not find them.
 OTHERS = ("soak", "soak_restore", "bench")
@@ -141,7 +143,7 @@ def soak() -> list[list[str]]:
         molecule("soak"),
         molecule("soak_restore"),
         *whole_rotation(),
-        ["env", "LARDER_SOAK=1", *molecule("redis_failover")],
+        *(["env", "LARDER_SOAK=1", *molecule(name)] for name in REHEARSED),
     ]
 
 
@@ -231,7 +233,7 @@ def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
         sys.exit(f"larder test: no such part: {', '.join(unknown)}; there are quick, {', '.join(parts)}")
     if names:
         parts["rotation"] = whole_rotation
-    wanted = {*names, *(QUICK if "quick" in names else ())} or parts.keys() - set(OTHERS)
+    wanted = {*names, *(QUICK if "quick" in names else ())} or parts.keys() - {*OTHERS, *REHEARSED}
     return {name: part for name, part in parts.items() if name in wanted}
 
 
