@@ -213,7 +213,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a certificate for no service": (
         {"certificate_provided": {"haproxy": authority(ca=False)}},
-        "certificate_provided has an entry for no service; there are backup, feast, gateway, redis,",
+        "certificate_provided has an entry for no service; there are backup, database_proxy, etcd, feast, gateway, ",
     ),
     "port 0": (
         {"larder_gateway_port": 0},
