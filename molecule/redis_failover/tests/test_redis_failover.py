@@ -148,8 +148,9 @@ def test_a_run_after_a_switch_changes_nothing(on, play, primary):
     assert [began(on, host) for host in CACHES] == before
 
 
-def lose(running, primary, take_away):
-    """Take the primary's host away; return it and what requests saw."""
+def lose(running, primary, settled, take_away):
+    """Take the primary's host away while all others are there; return it and what requests saw."""
+    settled(120)
     host, since = primary(), time.time()
     take_away(host)
     time.sleep(3)
@@ -163,7 +164,7 @@ def lose(running, primary, take_away):
 def test_a_killed_host_of_the_primary_fails_requests_for_ten_seconds_at_most(
     running, machines, primary, settled, on, _
 ):
-    host, gaps = lose(running, primary, machines.kill)
+    host, gaps = lose(running, primary, settled, machines.kill)
     since = time.time()
     machines.start(host)
     assert not slow(gaps, 10)
@@ -177,7 +178,7 @@ def test_a_killed_host_of_the_primary_fails_requests_for_ten_seconds_at_most(
 
 @pytest.mark.parametrize("_", range(TIMES))
 def test_a_frozen_host_of_the_primary_fails_requests_for_ten_seconds_at_most(running, machines, primary, settled, _):
-    host, gaps = lose(running, primary, machines.freeze)
+    host, gaps = lose(running, primary, settled, machines.freeze)
     since = time.time()
     machines.thaw(host)
     assert not slow(gaps, 10)
