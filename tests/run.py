@@ -7,7 +7,7 @@
     ./larder bench           the scenario bench, which measures, and its report
 
 A scenario runs in the caller's environment, as `molecule test -s NAME` does. Each part writes its output to
-.larder/test/<part>.log; what failed is shown at the end. Stopped by a signal, this stops what it started and removes
+.larder/test/<part>.log; what failed is shown when it has. Stopped by a signal, this stops what it started and removes
 the hosts of the scenarios that ran.
 """
 
@@ -218,10 +218,9 @@ def plain(text: str) -> str:
 def show(part: str) -> None:
     """Print what went wrong in a part, and how it ended."""
     lines = plain((LOGS / f"{part}.log").read_text(errors="replace")).splitlines()
-    print(f"\n==> {part}: from {where(part)}")
     wrong = [line for line in lines[:-TAIL_LINES] if WRONG.search(line)]
-    for line in wrong[-WRONG_LINES:] + lines[-TAIL_LINES:]:
-        print(line[:WIDTH])
+    told = [f"==> {part}: from {where(part)}", *(line[:WIDTH] for line in wrong[-WRONG_LINES:] + lines[-TAIL_LINES:])]
+    print("\n", "\n".join(told), "\n", sep="", flush=True)
 
 
 def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
@@ -263,8 +262,8 @@ def main() -> None:
                 print(f"    {'passed' if passed else 'FAILED'} {part} in {seconds:.0f} s: {where(part)}", flush=True)
                 if not passed:
                     failed.append(part)
-    for part in failed:
-        show(part)
+                    # At once: whoever ends a check that takes too long still learns what went wrong.
+                    show(part)
     print(f"\n{time.monotonic() - started:.0f} s in all")
     print(summary(len(parts), len(failed)))
     sys.exit(1 if failed else 0)

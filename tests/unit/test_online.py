@@ -225,6 +225,13 @@ class Server:
             assert column_texts(answer) == column_texts(stock)
         return status, who, json.loads(answer)
 
+    def refreshed(self, body, status):
+        """Wait until both have read the registry again, after which they answer with this status."""
+        end = time.monotonic() + 60
+        while {self.ask(app, "POST", online.PATH, body)[0] for app in (self.larder, self.stock)} != {status}:
+            assert time.monotonic() < end
+            self.runner.run(asyncio.sleep(0.2))
+
 
 @pytest.fixture(scope="module")
 def redis():
@@ -825,11 +832,11 @@ def test_what_the_registry_gains_is_served_and_what_it_loses_is_refused(server):
     source = store.get_data_source("push")
     schema = [Field(name="gained", dtype=types.Float64)]
     store.apply(FeatureView(name="lots", entities=[store.get_entity("lot")], source=source, schema=schema))
-    server.runner.run(asyncio.sleep(3))
+    server.refreshed(gained, 200)
     assert server.same(gained)[:2] == (200, "larder")
     assert server.same(lost)[0] == 400
     store.apply(lots)
-    server.runner.run(asyncio.sleep(3))
+    server.refreshed(lost, 200)
     assert server.same(lost)[:2] == (200, "larder")
 
 

@@ -105,6 +105,13 @@ def test_a_failed_part_shows_its_log_and_its_errors_without_colours(ends: Callab
     assert "\x1b[0;31mfatal" in (tmp_path / ".larder/test/redis.log").read_text()
 
 
+def test_a_failed_part_is_shown_while_others_run(ends: Callable[..., str], tmp_path: Path) -> None:
+    """Whoever ends a check that takes too long has seen it."""
+    one, two = f"echo broken; touch {tmp_path}/one; false", f"until [ -e {tmp_path}/one ]; do :; done; sleep 3"
+    said = ends(1, one=one, two=two)
+    assert said.index("\nbroken\n") < said.index("passed two")
+
+
 def test_a_part_ends_at_its_first_command_that_fails(run: ModuleType, tmp_path: Path) -> None:
     run.LOGS.mkdir(parents=True)
     commands = [["false"], ["touch", str(tmp_path / "second")]]
