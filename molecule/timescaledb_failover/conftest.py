@@ -41,7 +41,8 @@ class Database:
 
     def __init__(self, inventory) -> None:
         self.inventory = inventory
-        self.passwords = inventory.variables("failover1")["timescaledb_passwords"]
+        held = inventory.variables("failover1")
+        self.passwords = held["timescaledb_passwords"] | held["timescaledb_replication_passwords"]
 
     def conninfo(self, on: str, purpose: str = "load", **options: str) -> str:
         password = options.pop("password", self.passwords[purpose])

@@ -461,12 +461,21 @@ def test_any_text_without_nul_and_newline_is_a_secret(secret: str) -> None:
     assert [*preflight.secret_faults(host, STACK, {})] == []
 
 
-def test_passwords_of_replication_are_asked_for_where_there_are_several_redis_hosts() -> None:
-    values = {name: secret for name, secret in SECRETS.items() if name != "redis_replication_passwords"}
-    host = preflight.Host("cache1", values.keys(), values, groups={"redis"})
-    assert [*preflight.secret_faults(host, STACK, {"redis": ["cache1"]})] == []
-    assert [*preflight.secret_faults(host, STACK, {"redis": ["cache1", "cache2"]})] == [
-        "redis_replication_passwords is unset; it must hold a secret each for replica, sentinel"
+@pytest.mark.parametrize(
+    ("group", "variable", "purposes"),
+    [
+        ("redis", "redis_replication_passwords", "replica, sentinel"),
+        ("timescaledb", "timescaledb_replication_passwords", "replicate"),
+    ],
+)
+def test_passwords_of_replication_are_asked_for_where_a_store_has_several_hosts(
+    group: str, variable: str, purposes: str
+) -> None:
+    values = {name: secret for name, secret in SECRETS.items() if name != variable}
+    host = preflight.Host("store1", values.keys(), values, groups={group})
+    assert [*preflight.secret_faults(host, STACK, {group: ["store1"]})] == []
+    assert [*preflight.secret_faults(host, STACK, {group: ["store1", "store2"]})] == [
+        f"{variable} is unset; it must hold a secret each for {purposes}"
     ]
 
 

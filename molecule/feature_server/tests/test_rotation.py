@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PORTS = {"feature-server@1": 6566, "feature-server@2": 6567, "push-server@1": 6576, "push-server@2": 6577}
 PURPOSES = {
-    "timescaledb_passwords": ("load", "pipeline", "registry", "serve", "push", "train", "monitor", "replicate"),
+    "timescaledb_passwords": ("load", "pipeline", "registry", "serve", "push", "train", "monitor"),
     "redis_passwords": ("serve", "push", "materialize", "monitor", "admin"),
 }
 UNTIL = "/run/load.end"

@@ -90,9 +90,9 @@ def test_the_password_of_the_standby_is_hidden_on_its_host(database, inventory):
 
 def test_the_standbys_password_rotates_without_a_restart(database, playbook, follows, eventually):
     started = [database.started(host) for host in ("failover1", "failover2")]
-    new = dict(database.passwords, replicate=r"a new : password with \ and 'quotes'")
+    new = {"replicate": r"a new : password with \ and 'quotes'"}
     ready = {"larder_ready_groups": ["pipeline"]}
-    passed(playbook("rotate.yml", timescaledb_passwords=new, **ready))
+    passed(playbook("rotate.yml", timescaledb_replication_passwords=new, **ready))
     logins = "SELECT count(*) FROM pg_roles WHERE rolname ^@ 'feast_replicate_g'"
     assert database.superuser("failover1", logins) == "1"
     eventually(lambda: database.superuser("failover2", STREAMS) == "1")

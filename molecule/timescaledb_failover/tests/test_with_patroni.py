@@ -133,10 +133,10 @@ def test_the_password_of_the_standbys_is_hidden(database, inventory):
 
 def test_the_standbys_password_rotates_without_a_restart(database, playbook, primary, eventually):
     started = [database.started(host) for host in HOSTS]
-    new = dict(database.passwords, replicate=r"a new : password with \ and 'quotes'")
+    new = {"replicate": r"a new : password with \ and 'quotes'"}
     ready = {"larder_ready_groups": ["pipeline"]}
-    for passwords in (new, database.passwords):
-        passed(playbook("rotate.yml", timescaledb_passwords=passwords, **ready, **AUTOMATIC))
+    for passwords in (new, {"replicate": database.passwords["replicate"]}):
+        passed(playbook("rotate.yml", timescaledb_replication_passwords=passwords, **ready, **AUTOMATIC))
         eventually(lambda: database.superuser(primary()[0], STREAMS) == "1")
     assert [database.started(host) for host in HOSTS] == started
 
