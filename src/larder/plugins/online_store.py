@@ -46,7 +46,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 # How long the nodes have for their answers: on a network of hosts they take milliseconds.
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 1.0
 # After an attempt that did not reach the primary, others fail at once for so long, instead of hanging one by one.
 AWAY_SECONDS = 0.5
 # A server that answers so is not the primary any more, or has lost its replicas: another may have taken its place.
