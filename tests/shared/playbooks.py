@@ -34,18 +34,28 @@ def run(
     one_stream: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook of the checkout to its end; with ``one_stream``, errors and warnings are part of ``stdout``."""
-    return subprocess.run(
-        ["ansible-playbook", *(f"--inventory={inventory}" for inventory in inventories), *arguments, str(playbook)],
-        cwd=ROOT,
-        env=environment() if env is None else env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if one_stream else subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        timeout=timeout,
-        check=False,
-    )
+    command = [
+        "ansible-playbook",
+        *(f"--inventory={inventory}" for inventory in inventories),
+        *arguments,
+        str(playbook),
+    ]
+    try:
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment() if env is None else env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if one_stream else subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as ended:
+        said = (ended.stdout or b"").decode(errors="replace")
+        raise AssertionError(f"{playbook} had not ended after {timeout} s:\n{said[-4000:]}") from None
 
 
 def changed(output: str) -> dict[str, int]:
