@@ -13,7 +13,8 @@ Several kinds of clients run side by side, each at its rate on its own connectio
 Nothing is tried again, every error is a failure, and every value is compared: with ``--expected`` (JSON: symbol,
 feature, value) or with what the first answers said. ``tokens.json`` ({"reader": ..., "writer": ...}) and the CA file
 are read again when they change, so that a rotation can be followed. The text in ``--phase FILE`` names the phase under
-which requests are counted. The result is JSON on standard output, times in milliseconds.
+which requests are counted. The result is JSON on standard output, times in milliseconds; ``gap`` is the longest time in
+seconds from an answer to the next one with a failure between them, 0 where nothing failed.
 
 Only Python's standard library is needed.
 """
@@ -76,6 +77,11 @@ class Results:
         self._times: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._failures: list[str] = []
         self._wrong: list[str] = []
+        # When each kind was answered last, whether one has failed since, and its longest time without an answer.
+        self._began = time.monotonic()
+        self._last: dict[str, float] = {}
+        self._failing: set[str] = set()
+        self._gaps: dict[tuple[str, str], float] = {}
 
     def phase(self) -> str:
         return str(self._phase.get() or "all")
@@ -83,9 +89,16 @@ class Results:
     def answered(self, phase: str, kind: str, seconds: float) -> None:
         with self._lock:
             self._times[phase, kind].append(seconds * 1000)
+            now = time.monotonic()
+            if kind in self._failing:
+                self._failing.remove(kind)
+                gap = now - self._last.get(kind, self._began)
+                self._gaps[phase, kind] = max(gap, self._gaps.get((phase, kind), 0))
+            self._last[kind] = now
 
     def failed(self, phase: str, kind: str, why: str) -> None:
         with self._lock:
+            self._failing.add(kind)
             self._failures.append(f"{datetime.now(UTC):%H:%M:%S.%f} {phase} {kind}: {why}")
 
     def wrong(self, phase: str, kind: str, what: str) -> None:
@@ -101,6 +114,7 @@ class Results:
                 "p50": round(times[len(times) // 2], 3),
                 "p99": round(times[len(times) * 99 // 100], 3),
                 "max": round(times[-1], 3),
+                "gap": round(self._gaps.get((phase, kind), 0), 3),
             }
         return {
             "requests": sum(map(len, self._times.values())) + len(self._failures),
@@ -114,8 +128,9 @@ class Results:
 class Client:
     """One connection to the gateway."""
 
-    def __init__(self, gateway: str, trusted: Watched, tokens: Watched) -> None:
+    def __init__(self, gateway: str, trusted: Watched, tokens: Watched, timeout: float) -> None:
         url = urlsplit(gateway)
+        self._timeout = timeout
         self._host, self._port, self._tls = url.hostname or "", url.port, url.scheme == "https"
         self._trusted, self._tokens = trusted, tokens
         self._connection: http.client.HTTPConnection | None = None
@@ -152,8 +167,8 @@ class Client:
     def _connect(self, trusted: ssl.SSLContext) -> http.client.HTTPConnection:
         self._context = trusted
         if self._tls:
-            return http.client.HTTPSConnection(self._host, self._port, timeout=30, context=trusted)
-        return http.client.HTTPConnection(self._host, self._port, timeout=30)
+            return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=trusted)
+        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
 
 
 def read(client: Client, symbols: list[str], features: list[str]) -> dict[str, dict[str, Any]]:
@@ -192,7 +207,7 @@ class Load:
         return answered
 
     def _client(self) -> Client:
-        return Client(self._options.gateway, self._trusted, self._tokens)
+        return Client(self._options.gateway, self._trusted, self._tokens, self._options.timeout)
 
     def _over(self) -> bool:
         stop = self._options.stop
@@ -278,6 +293,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=1, help="clients of each kind")
     parser.add_argument("--no-push", action="store_true")
     parser.add_argument("--phase", type=Path, help="file whose text names the present phase")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds that a client waits")
     parser.add_argument("--seconds", type=float, help="how long")
     parser.add_argument("--stop", type=Path, help="file whose existence ends the load")
     chosen = parser.parse_args(arguments)

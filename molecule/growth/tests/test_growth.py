@@ -15,22 +15,6 @@ GROWN = {"feature_server": ["server2"], "pipeline": ["server2"], "gateway": ["ga
 UNIT = "feature-pipeline.service"
 
 
-def container(name: str) -> str:
-    """Return the container that is a host of this scenario."""
-    found = subprocess.run(
-        ["docker", "ps", "--all", "--filter", "label=larder.set=growth", "--format", "{{.Names}}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    (full,) = [each for each in found if each.endswith(f"-{name}")]
-    return full
-
-
-def docker(*arguments: str) -> None:
-    subprocess.run(["docker", *arguments], check=True, capture_output=True)
-
-
 def good(found: dict[str, Any], at_least: int = 100) -> bool:
     return found["failed"] == 0 and not found["wrong"] and found["requests"] >= at_least
 
@@ -80,18 +64,18 @@ def test_vrrp_of_other_hosts_is_dropped(inventory: Any, holder: Any) -> None:
 
 
 def test_a_killed_gateway_host_is_replaced_within_3_s_and_its_return_breaks_nothing(
-    clients: Any, vip: str, holder: Any
+    machines: Any, clients: Any, vip: str, holder: Any
 ) -> None:
     (first,) = holder(*GATEWAYS)
     others = [name for name in GATEWAYS if name != first]
     with clients.gap(vip) as killed:
         time.sleep(2)
-        docker("kill", container(first))
+        machines("kill", first)
         time.sleep(6)
         (second,) = holder(*others)
     assert killed[0] <= 3
     with clients.gap(vip) as returned:
-        docker("start", container(first))
+        machines("start", first)
         time.sleep(15)
     assert returned[0] < 1
     assert holder(*GATEWAYS) == [second]
