@@ -28,7 +28,8 @@ def clients(inventory: Any) -> Clients:
 
 @pytest.fixture(scope="session")
 def vip(inventory: Any) -> str:
-    return str(inventory.variables("node1")["gateway_vip"])
+    """Return the address that group_vars make gateway_vip."""
+    return str(inventory.address("node1")).rpartition(".")[0] + ".250"
 
 
 @pytest.fixture(scope="session")
