@@ -13,9 +13,10 @@ What differs from `type: postgres`:
 
 - Point-in-time joins: keys and times of the entity rows are copied into a temporary table, sorted, analyzed, and cut
   into slices that each lie in one chunk. A source is probed once per entity row through its index on (join keys, event
-  time); a source without such an index, or a query, is first copied into a temporary table that has one. The rows come
-  in the order of the entity rows. Where several source rows are the newest at once, an entity row appears as often, as
-  with stock.
+  time); a source without such an index, or a query, is first copied into a temporary table that has one. Views with the
+  same keys share the probe: each is searched first where those before it have found their rows, and further back only
+  if it has none there. The rows come in the order of the entity rows. Where several source rows are the newest at once,
+  an entity row appears as often, as with stock.
 - Other columns of an entity dataframe never go to the database: they come back whatever they are named and hold.
 - Event times may be strings in ISO 8601, dates, or datetimes of several zones; without a zone they are UTC.
 - A join key may have another type of number than its source, as pandas makes floats of integers with gaps.
@@ -32,7 +33,7 @@ entity rows whose several keys look the same when they are joined ('a' and 'bc',
 import contextlib
 import io
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -88,6 +89,8 @@ BYTES_AT_ONCE = 16 << 20
 ROWS_AT_ONCE = 10_000
 # A statement for less than this costs more than the chunks that it spares.
 ROWS_PER_STATEMENT = 500
+# In seconds: the newest of daily rows is at most this old, weekends included.
+NEAR = 4 * 86_400
 # Temporary tables. `pg_temp` is put last in the search path: tables of these names in a query are the user's own.
 ENTITIES, PROBES = sql.Identifier("pg_temp", "larder_entities"), sql.Identifier("pg_temp", "larder_probes")
 # Columns of the probes, beside c0, c1, … of the entity rows.
@@ -128,8 +131,11 @@ PG_TEMP_LAST = (
     "SELECT set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), true);"
 )
 # The joins are written in the order in which they are to be made. What ChunkAppend would exclude as it runs, literals
-# exclude before; it costs as much as the search in an index.
-PLAIN_PLANS = "SET LOCAL jit = off; SET LOCAL join_collapse_limit = 1; SET LOCAL timescaledb.enable_chunk_append = off"
+# exclude before; it costs as much as the search in an index. Near a row are few others: a bitmap of them saves nothing.
+PLAIN_PLANS = (
+    "SET LOCAL jit = off; SET LOCAL join_collapse_limit = 1; SET LOCAL timescaledb.enable_chunk_append = off; "
+    "SET LOCAL enable_bitmapscan = off"
+)
 
 Columns = list[tuple[str, int]]  # names and type codes
 
@@ -455,15 +461,13 @@ class PointInTimeJob(TimescaleRetrievalJob):
         for first, last in probes.slices():
             start = bounds[first - 1] if first else None
             end = bounds[last] if last < len(bounds) else None
-            joins = sql.SQL("").join(
-                sql.SQL(" LEFT JOIN LATERAL {} AS {} ON true").format(
-                    source.newest(start, end, filter_by_created=self._filter_by_created),
-                    sql.Identifier(f"view_{number}"),
-                )
-                for number, source in enumerate(sources)
-            )
             query = sql.SQL("SELECT {} FROM {} AS probe{} WHERE probe.{} BETWEEN {} AND {}").format(
-                _commas(selected), PROBES, joins, sql.Identifier(SLICE), first, last
+                _commas(selected),
+                PROBES,
+                _joins(sources, start, end, filter_by_created=self._filter_by_created),
+                sql.Identifier(SLICE),
+                first,
+                last,
             )
             parts.extend(_read(cursor, query, columns))
         joined = _table(parts, columns)
@@ -938,6 +942,7 @@ class Source:
     as_text: list[bool]  # whether they are to be compared as text
     entities: list[str]  # the probes' columns that they are compared with
     event_time: str
+    time_code: int
     created: str | None
     features: list[str]
     codes: list[int]  # types of the features
@@ -980,8 +985,20 @@ class Source:
         cursor.execute(sql.SQL("ANALYZE {}").format(table))
         self.relation = table
 
-    def newest(self, start: datetime | None, end: datetime | None, *, filter_by_created: bool) -> sql.Composable:
-        """The newest rows for a probe whose time is not before start and before end; None is an open end."""
+    def newest(
+        self,
+        start: datetime | None,
+        end: datetime | None,
+        *,
+        filter_by_created: bool,
+        found: Sequence[sql.Composable] = (),
+    ) -> sql.Composable:
+        """The newest rows for a probe whose time is not before start and before end; None is an open end.
+
+        `found` are the times of the rows that other views have for the probe: this view is first searched from the
+        latest of them on. Whatever they are, the rows are the same; but without a lower bound near the row, the search
+        reads all older rows of the key in a page of the index.
+        """
         time, probe_time = sql.Identifier("source", self.event_time), sql.Identifier("probe", TIME)
         conditions: list[sql.Composable] = [
             sql.SQL("{} = {}").format(sql.Identifier("source", key), sql.Identifier("probe", entity))
@@ -998,11 +1015,11 @@ class Source:
                 conditions.append(sql.SQL("{} <= {}").format(created, probe_time))
             order.append(sql.SQL("{} DESC").format(created))
         columns = _commas(
-            sql.SQL("{} AS {}").format(sql.Identifier("source", feature), sql.Identifier(f"f{number}"))
-            for number, feature in enumerate(self.features)
+            sql.SQL("{} AS {}").format(sql.Identifier("source", column), sql.Identifier(name))
+            for name, column in {TIME: self.event_time, **{f"f{i}": f for i, f in enumerate(self.features)}}.items()
         )
 
-        def between(start: datetime | None, end: datetime | None) -> sql.Composable:
+        def between(start: datetime | None, end: datetime | None, *more: sql.Composable) -> sql.Composable:
             # Literals, so that the planner leaves out all other chunks.
             window = [
                 sql.SQL("{} " + operator + " {}").format(time, _literal(bound))
@@ -1012,17 +1029,37 @@ class Source:
             return sql.SQL("(SELECT {} FROM {} AS source WHERE {} ORDER BY {} FETCH FIRST 1 ROW {})").format(
                 columns,
                 self.relation,
-                sql.SQL(" AND ").join([*conditions, *window]),
+                sql.SQL(" AND ").join([*conditions, *more, *window]),
                 _commas(order),
                 sql.SQL("ONLY" if self.unique else "WITH TIES"),
             )
 
         oldest = _before(start, self.ttl)
-        if not (start and self.bounds and self.unique):
+        if not self.unique:
             return between(oldest, end)
-        # Most probes find their row in the first branch, one scan of one index. An Append opens the second only then,
-        # when the first has nothing.
-        return sql.SQL("({} UNION ALL {} LIMIT 1)").format(between(start, end), between(oldest, start))
+        # Most probes find their row in the first branch, one scan of one index. An Append opens the next only when
+        # those before it have nothing.
+        known = [sql.SQL("greatest({})").format(_commas(found))] if found else []
+        known += [sql.SQL("{} - {}").format(probe_time, _seconds(NEAR))]
+        near = sql.SQL("{} >= coalesce({})").format(time, _commas(known))
+        older = [between(start, end), between(oldest, start)] if start and self.bounds else [between(oldest, end)]
+        branches = [between(start, end, near), *older]
+        return sql.SQL("({} LIMIT 1)").format(sql.SQL(" UNION ALL ").join(branches))
+
+
+def _joins(
+    sources: Sequence[Source], start: datetime | None, end: datetime | None, *, filter_by_created: bool
+) -> sql.Composable:
+    """The newest rows of all sources for a probe: view_0, view_1, …; each looks first where those before it found."""
+    found: defaultdict[Any, list[sql.Composable]] = defaultdict(list)
+    joins = []
+    for number, source in enumerate(sources):
+        view = f"view_{number}"
+        alike = found[tuple(sorted(source.entities)), source.time_code]
+        newest = source.newest(start, end, filter_by_created=filter_by_created, found=alike)
+        joins.append(sql.SQL(" LEFT JOIN LATERAL {} AS {} ON true").format(newest, sql.Identifier(view)))
+        alike.append(sql.Identifier(view, TIME))
+    return sql.SQL("").join(joins)
 
 
 def _view(cursor: psycopg.Cursor, context: FeatureViewQueryContext, probes: Probes) -> Source:
@@ -1044,6 +1081,7 @@ def _view(cursor: psycopg.Cursor, context: FeatureViewQueryContext, probes: Prob
         as_text=[as_text for _, as_text in compared],
         entities=[column for column, _ in compared],
         event_time=context.timestamp_field,
+        time_code=time_code,
         created=context.created_timestamp_column or None,
         features=context.features,
         codes=codes[len(keys) + 1 :],
