@@ -366,8 +366,13 @@ def fill(directory: Path, symbols: list[str], seed: int) -> Views:
 
 
 @contextmanager
-def servers(directory: Path, workers: int) -> Iterator[dict[str, tuple[str, subprocess.Popen[bytes]]]]:
-    """Start each server; return its address and its main process by name."""
+def servers(
+    directory: Path,
+    workers: int,
+    names: Sequence[str] = ("larder", "feast", "feast_tuned"),
+    source: Path = ROOT / "src",
+) -> Iterator[dict[str, tuple[str, subprocess.Popen[bytes]]]]:
+    """Start each server; return its address and its main process by name. Larder's code is in `source`."""
     binaries = Path(sys.executable).parent
     (directory / "plain.py").write_text(
         "from larder.serving.gunicorn import *\n# Without TLS, which the other servers do not have either.\n"
@@ -383,7 +388,7 @@ def servers(directory: Path, workers: int) -> Iterator[dict[str, tuple[str, subp
         "LARDER_WORKERS": str(workers),
         "LARDER_CERTIFICATE": str(directory),
         "PYTHONOPTIMIZE": "1",
-        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPATH": str(source),
     }
     feast = [str(binaries / "feast"), "-f", str(directory / "feature_store.yaml"), "serve", "--workers", str(workers)]
     tuned = ["--no-access-log", "--max-requests", "0", "--keep-alive-timeout", "75"]
@@ -401,6 +406,7 @@ def servers(directory: Path, workers: int) -> Iterator[dict[str, tuple[str, subp
                 ),
             )
             for name, (command, environment) in commands.items()
+            if name in names
         }
         for name, (url, _) in started.items():
             wait(f"{url}/health", directory / f"{name}.log")
