@@ -267,6 +267,35 @@ def materialize(credentials: Credentials, days: int, since: datetime | None) -> 
     materialize_views(credentials, days=days, since=since.replace(tzinfo=UTC) if since else None)
 
 
+@main.command(epilog=EXIT_CODES)
+@click.argument("entities", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
+@click.option(
+    "--feature-store",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=Path("feature_store.yaml"),
+    show_default=True,
+    help="Feast's configuration.",
+)
+@click.option(
+    "--rows-at-once",
+    type=click.IntRange(min=1),
+    default=250_000,
+    show_default=True,
+    help="Rows of each part; more take more memory.",
+)
+def join(entities: Path, directory: Path, features: tuple[str, ...], feature_store: Path, rows_at_once: int) -> None:
+    """Join features to many entity rows, for training, in bounded memory.
+
+    ENTITIES is a Parquet file with the join keys and event_timestamp; FEATURE is view:feature, or one feature service.
+    DIRECTORY gets a Parquet file for each part of the rows. The same command again goes on where it was ended.
+    """
+    from larder.operations.join import join as join_rows
+
+    join_rows(feature_store, entities, directory, features, rows_at_once=rows_at_once)
+
+
 def _stages(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
     names = [name.strip() for name in value.split(",") if name.strip()]
     if not names or set(names) - set(STAGES):

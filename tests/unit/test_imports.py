@@ -36,7 +36,7 @@ MODULES = {
     ),
     "operations": (
         "credentials feast_store metrics registry",
-        "active backups materialize probe runs",
+        "active backups join materialize probe runs",
         "apply",
         "pipeline status",
     ),
