@@ -136,7 +136,7 @@ def floor(directory: Path, *, conninfo: str, schema: str, rows: pd.DataFrame) ->
     def run() -> Callable[[], None]:
         entities = pa.Table.from_pandas(rows.assign(number=np.arange(len(rows))), preserve_index=False)
         with psycopg.connect(conninfo) as connection:
-            connection.execute("SET timezone = 'UTC'; SET jit = off")
+            connection.execute(SETTINGS)
             for table in ("entity", "moment"):
                 connection.execute(
                     f"CREATE TEMP TABLE {table} (symbol text, event_timestamp timestamptz, number bigint)"
@@ -170,6 +170,7 @@ def floor(directory: Path, *, conninfo: str, schema: str, rows: pd.DataFrame) ->
     return run
 
 
+SETTINGS = "SET timezone = 'UTC'; SET jit = off; SET timescaledb.enable_chunk_append = off"
 CHUNKS = """
 SELECT range_start, range_end FROM timescaledb_information.chunks
 WHERE hypertable_schema = %s AND hypertable_name = %s ORDER BY 1

@@ -29,7 +29,7 @@ def join(feature_store: Path, entities: Path, directory: Path, features: Sequenc
     features cannot be joined, or where the directory has the parts of another request.
     """
     try:
-        file = pq.ParquetFile(entities)
+        file = pq.ParquetFile(entities, pre_buffer=False)  # a buffer would keep all that was read
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{entities} is not a Parquet file: {error}") from error
     _begin(directory, entities, features, rows_at_once)
