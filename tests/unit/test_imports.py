@@ -35,9 +35,10 @@ MODULES = {
         "gunicorn",
     ),
     "operations": (
-        "credentials feast_store metrics registry",
-        "active backups materialize probe runs",
-        "apply",
+        "credentials facts feast_store metrics registry",
+        "active backups evictions freshness probe runs",
+        "apply materialize",
+        "survey",
         "pipeline status",
     ),
 }
