@@ -26,6 +26,7 @@ MODULES = {
     "features": ("definitions", "feast_views formulas", "record", "compute"),
     "plugins": ("offline_store online_store", "compute_engine"),
     "serving": (
+        "metrics",
         "checks drain failures redis_line turns",
         "explain push query",
         "plan",
