@@ -24,7 +24,7 @@ Exit codes:
   2  a wrong option, credential or setting
   3  a file could not be understood; all else was done
   4  another one is running
-  5  status: not healthy
+  5  status: not healthy; explain: what is stored does not agree
   6  another host runs the pipeline: this one is a spare"""
 
 INCOMING = Path("/var/lib/larder/incoming")
@@ -375,3 +375,26 @@ def status(credentials: Credentials, max_age: float, *, as_json: bool) -> None:
     click.echo(json.dumps(result.as_dict(), indent=2, default=str) if as_json else as_text(result))
     if not result.healthy:
         raise UnhealthyError("Not healthy, for the reasons above.")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("symbol")
+@click.argument("feature", metavar="VIEW:FEATURE")
+@click.option(
+    "--at",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S"]),
+    help="Explain what a training set has at this time, in UTC, instead of what is served.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with each bar.")
+@repo_option
+@pass_credentials
+def explain(
+    credentials: Credentials, symbol: str, feature: str, at: datetime | None, repo: Path, *, as_json: bool
+) -> None:
+    """Say where a value comes from: its row, run and definition, the bars that give it, and the file of each."""
+    from larder.operations import explain as operation
+
+    told = operation.explain(credentials, repo, symbol, feature, at.replace(tzinfo=UTC) if at else None)
+    click.echo(json.dumps(told.as_dict(), indent=2, default=str) if as_json else operation.as_text(told))
+    if told.problems:
+        raise UnhealthyError("What is stored does not agree, for the reasons above.")

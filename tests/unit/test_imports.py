@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src/larder"
 # From the bottom to the top. A part imports from itself and from lower layers, not from others of its own layer.
-PARTS = ("errors log", "feast_version", "postgres", "bars features plugins serving", "operations", "cli")
+PARTS = ("errors log origin", "feast_version", "postgres", "bars features plugins serving", "operations", "cli")
 # The same within a part; `bars` is its __init__.
 MODULES = {
     "postgres": ("binary session", "tables"),
@@ -39,7 +39,7 @@ MODULES = {
         "credentials facts feast_store metrics registry",
         "active backups evictions freshness probe runs",
         "apply materialize",
-        "survey",
+        "explain survey",
         "pipeline status",
     ),
 }
