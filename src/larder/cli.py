@@ -285,7 +285,7 @@ def _stages(_context: click.Context, _parameter: click.Parameter, value: str) ->
     help="Where load finds files; may be given again.",
 )
 @days_option
-@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom here, for node_exporter.")
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom and status.prom here.")
 @config_option
 @repo_option
 @pass_credentials
@@ -364,14 +364,24 @@ def probe() -> None:
 
 @main.command(epilog=EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--max-age", type=float, default=26, show_default=True, help="Hours that a materialization stays fresh.")
+@click.option(
+    "--max-age",
+    type=float,
+    default=26,
+    show_default=True,
+    help="Hours that a materialization stays fresh, and that the rows of a day may take to come.",
+)
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write status.prom here, for node_exporter.")
 @pass_credentials
-def status(credentials: Credentials, max_age: float, *, as_json: bool) -> None:
-    """Report views, rows, the newest bar, the last materialization, and the latency of a real online read."""
+def status(credentials: Credentials, max_age: float, metrics_dir: Path | None, *, as_json: bool) -> None:
+    """Say what is wrong, and what is well: runs, files, freshness, completeness, evictions, standbys, certificates."""
+    from larder.operations import metrics
     from larder.operations.status import as_text
     from larder.operations.status import status as get_status
 
     result = get_status(credentials, max_age_hours=max_age)
+    if metrics_dir:
+        metrics.write_facts(metrics_dir, result.facts)
     click.echo(json.dumps(result.as_dict(), indent=2, default=str) if as_json else as_text(result))
     if not result.healthy:
         raise UnhealthyError("Not healthy, for the reasons above.")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,6 +20,7 @@ from larder.operations.explain import as_text, explain
 from larder.operations.materialize import materialize
 
 pytestmark = pytest.mark.skipif(not ADMIN, reason="LARDER_TEST_POSTGRES names no server; the pipeline scenario does")
+INVOCATION = os.environ.get("INVOCATION_ID")
 SMA = "technical_indicators_ma:sma_10"
 
 
@@ -66,7 +68,7 @@ def test_a_value_is_followed_to_its_run_its_bars_and_the_file_of_each(stack, tmp
     assert (found.computed.run["run_id"], found.computed.run["host"]) == (2, "pipeline9")
     assert [(bar["close"], bar["load_id"]) for bar in found.computed.bars] == [(11, 1)] * 6 + [(c, 2) for c in closes]
     assert [(one["path"], one["sha256"], one["invocation"]) for one in found.computed.loads] == [
-        (str(first), sha256(first), None),
+        (str(first), sha256(first), INVOCATION),
         (str(second), sha256(second), "0123abcd"),
     ]
     text = as_text(found)

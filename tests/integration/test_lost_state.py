@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,12 +10,18 @@ import psycopg
 import pytest
 import redis
 import yaml
+from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg.conninfo import conninfo_to_dict
 
 from larder.bars.load import load
+from larder.cli import main
+from larder.errors import LarderError
 from larder.features import definitions
 from larder.features.compute import compute
 from larder.features.formulas import Formulas
+from larder.operations import metrics, pipeline
+from larder.operations import status as operation
 from larder.operations.apply import apply
 from larder.operations.facts import State
 from larder.operations.materialize import materialize
@@ -199,3 +206,49 @@ def test_a_standby_that_is_not_connected_is_told(stack):
         finally:
             connection.execute("SELECT pg_drop_replication_slot('larder_database2')")
     assert found(stack, "standby_behind_bytes") == []
+
+
+def samples(directory):
+    """The samples of status.prom by name, fact and view."""
+    families = text_string_to_metric_families((directory / metrics.FACTS_NAME).read_text())
+    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+
+
+def test_each_run_writes_the_facts_as_metrics(stack, online, tmp_path):
+    pipeline.run(stack, ["materialize"], [], REPOSITORY, metrics_dir=tmp_path)
+    written = samples(tmp_path)
+    assert written["larder_status_healthy",] == 1
+    assert time.time() - written["larder_status_timestamp_seconds",] < 60
+    for view in VIEWS:
+        assert written["larder_status_online_complete_ratio", view] == 1
+        assert 0 < written["larder_status_feature_age_seconds", view] < 3 * 86_400
+    assert written["larder_status_state", "last_run_age_seconds", ""] == 0
+    assert {state for (name, *_), state in written.items() if name == "larder_status_state"} <= {0, 3}
+    assert [path.name for path in tmp_path.glob("status*")] == ["status.prom"]
+    assert (tmp_path / "status.prom").stat().st_mode & 0o777 == 0o644
+    key = next(key for key in online.keys() if b"S007" in key)  # noqa: SIM118 -- Redis' command
+    online.delete(key)
+    options = ["--credentials", str(stack.directory), "status", "--metrics-dir", str(tmp_path)]
+    assert CliRunner().invoke(main, options).exit_code == 5
+    written = samples(tmp_path)
+    assert written["larder_status_healthy",] == 0
+    assert written["larder_status_online_complete_ratio", "price_action"] == pytest.approx(29 / 30)
+    assert written["larder_status_state", "online_complete_ratio", "price_action"] == 2
+
+
+def test_a_run_that_failed_writes_that_it_did(stack, tmp_path):
+    with psycopg.connect(stack.pipeline_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE features.pending_materialize RENAME COLUMN since TO other")
+    with pytest.raises(LarderError):
+        pipeline.run(stack, ["materialize"], [], REPOSITORY, metrics_dir=tmp_path)
+    written = samples(tmp_path)
+    assert written["larder_status_state", "last_run_age_seconds", ""] == 2
+    assert written["larder_status_healthy",] == 0
+
+
+def test_facts_that_cannot_be_found_fail_no_run(stack, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(operation, "survey", lambda *_, **__: 1 / 0)
+    pipeline.run(stack, ["materialize"], [], REPOSITORY, metrics_dir=tmp_path)
+    assert 'status is unknown reason="ZeroDivisionError: division by zero"' in caplog.text
+    assert not (tmp_path / "status.prom").exists()
+    assert metrics.read(tmp_path, "larder_pipeline_success") == 1

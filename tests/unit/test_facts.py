@@ -1,9 +1,12 @@
 """What is said of values that are late, of certificates that end, and of what is so of several views."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from larder.operations import metrics
 from larder.operations.facts import Fact, State, told
 from larder.operations.freshness import freshness
 from larder.operations.survey import certificates
@@ -97,3 +100,27 @@ def test_a_certificate_is_a_warning_before_it_ends_and_wrong_shortly_before(tmp_
     }
     assert found["redis"].sentence == "The certificate ends on 2026-05-18: site.yml makes a new one."
     assert found["redis"].value == timedelta(days=5).total_seconds()
+
+
+def test_the_documented_facts_are_those_that_have_a_metric():
+    rows = (Path(__file__).parents[2] / "docs/schedule-and-backfill.md").read_text().splitlines()
+    table = rows[rows.index(next(row for row in rows if row.startswith("| `name` in `--json`"))) + 2 :]
+    named = {name for row in table[: table.index("")] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(metrics.FACTS_HELP)
+
+
+def test_facts_are_written_with_value_state_and_a_verdict(tmp_path):
+    facts = [
+        Fact("feature_age_seconds", State.OK, 5, "", "a"),
+        Fact("feature_age_seconds", State.UNKNOWN, None, "", "b"),
+        Fact("redis_evicted_keys", State.WARNING, 7, ""),
+    ]
+    metrics.write_facts(tmp_path, facts)
+    lines = (tmp_path / "status.prom").read_text().splitlines()
+    assert 'larder_status_feature_age_seconds{of="a"} 5.0' in lines
+    assert not [line for line in lines if line.startswith('larder_status_feature_age_seconds{of="b"}')]
+    assert 'larder_status_state{fact="feature_age_seconds",of="b"} 3.0' in lines
+    assert 'larder_status_state{fact="redis_evicted_keys",of=""} 1.0' in lines
+    assert "larder_status_healthy 1.0" in lines
+    metrics.write_facts(tmp_path, [*facts, Fact("refused_files", State.FAILED, 1, "")])
+    assert "larder_status_healthy 0.0" in (tmp_path / "status.prom").read_text().splitlines()

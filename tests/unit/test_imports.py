@@ -36,11 +36,12 @@ MODULES = {
         "gunicorn",
     ),
     "operations": (
-        "credentials facts feast_store metrics registry",
-        "active backups evictions freshness probe runs",
+        "credentials facts feast_store registry",
+        "active backups evictions freshness metrics probe runs",
         "apply materialize",
         "explain survey",
-        "pipeline status",
+        "status",
+        "pipeline",
     ),
 }
 

@@ -16,9 +16,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Fact:
-    """The name is that of a metric without `larder_`, with the unit at its end; `of`: which view, service or host.
+    """The name is that of a metric without `larder_status_`, with the unit at its end.
 
-    The sentence has a line for each thing that is wrong.
+    `of` says which view, service or slot it is about; the sentence has a line for each thing that is wrong.
     """
 
     name: str

@@ -10,6 +10,8 @@ from larder.operations.facts import Fact, State, told
 from larder.operations.survey import View, survey
 from larder.postgres import session
 
+MAX_AGE_HOURS = 26.0  # of a materialization, and of a day's rows: a daily run, and two hours
+
 
 @dataclass
 class Status:
@@ -35,7 +37,7 @@ class Status:
         return {"healthy": self.healthy, "problems": self.problems, "warnings": warnings, **asdict(self)}
 
 
-def status(credentials: Credentials, *, max_age_hours: float) -> Status:
+def status(credentials: Credentials, *, max_age_hours: float = MAX_AGE_HOURS) -> Status:
     with session.connect(credentials.pipeline_url, "status") as connection, feast_store.quiet():
         store = feast_store.open_store(credentials.feature_store)
         found = survey(connection, credentials, store, late=timedelta(hours=max_age_hours))

@@ -1,6 +1,6 @@
 """All facts about the stack, found in one place: `larder status`, its JSON and the metrics say the same.
 
-Nothing here counts the rows of a hypertable: what has to be known of one is read by steps of its index.
+Nothing here counts all rows of a hypertable: what has to be known of one is read by steps of its index.
 """
 
 from collections.abc import Iterator, Sequence
