@@ -24,7 +24,7 @@ Exit codes:
   2  a wrong option, credential or setting
   3  a file could not be understood; all else was done
   4  another one is running
-  5  status: not healthy
+  5  status: not healthy; explain: what is stored does not agree
   6  another host runs the pipeline: this one is a spare"""
 
 INCOMING = Path("/var/lib/larder/incoming")
@@ -314,7 +314,7 @@ def _stages(_context: click.Context, _parameter: click.Parameter, value: str) ->
     help="Where load finds files; may be given again.",
 )
 @days_option
-@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom here, for node_exporter.")
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom and status.prom here.")
 @config_option
 @repo_option
 @pass_credentials
@@ -393,14 +393,47 @@ def probe() -> None:
 
 @main.command(epilog=EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--max-age", type=float, default=26, show_default=True, help="Hours that a materialization stays fresh.")
+@click.option(
+    "--max-age",
+    type=float,
+    default=26,
+    show_default=True,
+    help="Hours that a materialization stays fresh, and that the rows of a day may take to come.",
+)
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write status.prom here, for node_exporter.")
 @pass_credentials
-def status(credentials: Credentials, max_age: float, *, as_json: bool) -> None:
-    """Report views, rows, the newest bar, the last materialization, and the latency of a real online read."""
+def status(credentials: Credentials, max_age: float, metrics_dir: Path | None, *, as_json: bool) -> None:
+    """Say what is wrong, and what is well: runs, files, freshness, completeness, evictions, standbys, certificates."""
+    from larder.operations import metrics
     from larder.operations.status import as_text
     from larder.operations.status import status as get_status
 
     result = get_status(credentials, max_age_hours=max_age)
+    if metrics_dir:
+        metrics.write_facts(metrics_dir, result.facts)
     click.echo(json.dumps(result.as_dict(), indent=2, default=str) if as_json else as_text(result))
     if not result.healthy:
         raise UnhealthyError("Not healthy, for the reasons above.")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("symbol")
+@click.argument("feature", metavar="VIEW:FEATURE")
+@click.option(
+    "--at",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S"]),
+    help="Explain what a training set has at this time, in UTC, instead of what is served.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with each bar.")
+@repo_option
+@pass_credentials
+def explain(
+    credentials: Credentials, symbol: str, feature: str, at: datetime | None, repo: Path, *, as_json: bool
+) -> None:
+    """Say where a value comes from: its row, run and definition, the bars that give it, and the file of each."""
+    from larder.operations import explain as operation
+
+    told = operation.explain(credentials, repo, symbol, feature, at.replace(tzinfo=UTC) if at else None)
+    click.echo(json.dumps(told.as_dict(), indent=2, default=str) if as_json else operation.as_text(told))
+    if told.problems:
+        raise UnhealthyError("What is stored does not agree, for the reasons above.")

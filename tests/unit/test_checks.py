@@ -33,7 +33,7 @@ def test_a_busy_worker_is_ready_and_a_stuck_one_is_not(ask, monkeypatch):
     monkeypatch.setattr(checks, "BEAT_SECONDS", 0.01)
 
     async def main():
-        answers = Checks(ask.address, None, lambda client: (200, {"asked": client}))
+        answers = Checks(ask.address, None, lambda client: (200, {"asked": client}), bytes)
         beat = asyncio.create_task(answers.beat())
         try:
             await asyncio.sleep(0)
@@ -52,9 +52,19 @@ def test_a_busy_worker_is_ready_and_a_stuck_one_is_not(ask, monkeypatch):
 
 
 def test_a_silent_connection_does_not_block_another(ask):
-    answers = Checks(ask.address, None, lambda _: (404, {"status": "draining"}))
+    answers = Checks(ask.address, None, lambda _: (404, {"status": "draining"}), bytes)
     try:
         with socket.create_connection(ask.address):
             assert ask() == (404, {"status": "draining"})
+    finally:
+        answers.close()
+
+
+def test_metrics_are_told_in_prometheus_format(ask):
+    answers = Checks(ask.address, None, lambda _: (200, {}), lambda: b"larder_rows_total 7.0\n")
+    try:
+        with urllib.request.urlopen("http://{}:{}/metrics".format(*ask.address)) as answer:
+            assert answer.read() == b"larder_rows_total 7.0\n"
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
     finally:
         answers.close()

@@ -60,6 +60,7 @@ def test_table_follows_from_a_view(repository):
             {"name": "valid_from", "type": "timestamptz", "nullable": False},
             {"name": "share", "type": "double precision"},
             {"name": "breaches", "type": "bigint"},
+            {"name": "run_id", "type": "integer"},
         ],
         "primary_key": ["account_id", "valid_from"],
         "hypertable": {"time_column": "valid_from", "chunk_interval": "365 days"},

@@ -44,7 +44,9 @@ def columns(table):
 def test_a_view_is_what_is_computed_and_stored(objects, view):
     fields = {field.name: field.dtype for field in objects[FeatureView][view].schema if field.name != "symbol"}
     assert fields == {name: {"Int64": Int64, "Float64": Float64}[kind] for name, kind in VIEWS[view].items()}
-    assert fields == {name: TYPES[kind] for name, kind in columns(f"features.{view}").items()}
+    stored = columns(f"features.{view}")
+    assert stored.pop("run_id") == "integer"
+    assert fields == {name: TYPES[kind] for name, kind in stored.items()}
     assert objects[FeatureView][view].ttl.days == 730
     assert set(objects[FeatureView][view].tags) == {"category", "origin"}
 
@@ -59,7 +61,7 @@ def test_the_pushed_view_is_what_its_table_holds(objects):
 
 def test_a_bar_may_have_no_volume_but_has_its_prices():
     nullable = [c["name"] for c in TABLES["market_data.ohlcv_daily"]["columns"] if c.get("nullable", True)]
-    assert nullable == ["volume"]
+    assert nullable == ["volume", "load_id"]
 
 
 def test_the_repository_has_no_other_objects(objects):

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src/larder"
 # From the bottom to the top. A part imports from itself and from lower layers, not from others of its own layer.
-PARTS = ("errors log", "feast_version", "postgres", "bars features plugins serving", "operations", "cli")
+PARTS = ("errors log origin", "feast_version", "postgres", "bars features plugins serving", "operations", "cli")
 # The same within a part; `bars` is its __init__.
 MODULES = {
     "postgres": ("binary session", "tables"),
@@ -26,6 +26,7 @@ MODULES = {
     "features": ("definitions", "feast_views formulas", "record", "compute"),
     "plugins": ("offline_store online_store", "compute_engine"),
     "serving": (
+        "metrics",
         "checks drain failures redis_line turns",
         "explain push query",
         "plan",
@@ -35,10 +36,12 @@ MODULES = {
         "gunicorn",
     ),
     "operations": (
-        "credentials feast_store metrics registry",
-        "active backups join materialize probe runs",
-        "apply",
-        "pipeline status",
+        "credentials facts feast_store registry",
+        "active backups evictions freshness join metrics probe runs",
+        "apply materialize",
+        "explain survey",
+        "status",
+        "pipeline",
     ),
 }
 

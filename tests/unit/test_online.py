@@ -23,10 +23,11 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from starlette.responses import JSONResponse
 
-from larder.serving import application, online
+from larder.serving import application, metrics, online
 from larder.serving.answer import Answer, items, numbers
 from larder.serving.hashes import Hashes
 from larder.serving.plan import ENCODERS, ROW_WEIGHT, WHOLE_VALUES
@@ -1001,3 +1002,57 @@ def test_values_that_are_no_doubles_are_not_taken_for_doubles(columns):
 @given(st.integers(1, 5).flatmap(lambda rows: st.lists(st.lists(doubles, min_size=rows, max_size=rows), max_size=5)))
 def test_numbers_nulls_and_what_is_no_number_are_told_apart(columns):
     assert [read(column) for column in numbers(columns)] == as_feast_does(columns)
+
+
+def counts():
+    """Every sample of the metrics that is not 0, without those of buckets and of Feast."""
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    samples = [sample for family in families for sample in family.samples if sample.name.startswith("larder_")]
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for sample in samples
+        if not sample.name.endswith(("_bucket", "_created", "_sum"))
+    }
+
+
+def test_metrics_count_reads_by_result_and_who_answered_rows_plans_and_round_trips(server):
+    body = {"features": ["prices:close", "numbers:n1"], "entities": {"symbol": ["A", "B", "missing"]}}
+    server.larder.online.plans.clear()
+    server.larder.online.planner.known.clear()
+    before = counts()
+    for _ in range(3):
+        assert server.read(body)[0] == 200
+    assert server.read({"feature_service": "computed", "entities": {"symbol": ["A"]}})[:2] == (200, "feast")
+    assert server.read({**body, "features": ["prices:none"]})[0] == 400
+    assert server.get("/features/A?features=prices:open")[0] == 200
+    assert server.get("/ready")[0] == 200
+    after = counts()
+    added = {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
+    ages = {key: value for key, value in added.items() if key[0] == "larder_served_age_seconds_count"}
+    assert ages.keys() == {("larder_served_age_seconds_count", view) for view in ("prices", "numbers")}
+    assert {key: value for key, value in added.items() if key not in ages} == {
+        ("larder_request_seconds_count", "larder", "read", "200"): 4,
+        ("larder_request_seconds_count", "feast", "read", "200"): 1,
+        ("larder_request_seconds_count", "", "read", "400"): 1,
+        ("larder_request_seconds_count", "", "other", "200"): 1,
+        ("larder_rows_total",): 11,
+        ("larder_plans_total", "feast"): 5,
+        ("larder_redis_seconds_count",): 5,
+    }
+
+
+def test_the_age_of_what_is_served_is_that_of_the_data(server):
+    def total():
+        families = text_string_to_metric_families(metrics.exposition().decode())
+        samples = [sample for family in families for sample in family.samples]
+        return {s.labels["view"]: s.value for s in samples if s.name == "larder_served_age_seconds_sum"}
+
+    row = {"symbol": ["AGED"], "open": [1.0], "close": [2.5], "volume": [7], "note": ["n"]}
+    stale = pd.DataFrame(row | {"event_timestamp": [NOW - timedelta(days=3)]})
+    server.larder.store.write_to_online_store("prices", stale)
+    server.larder.online.plans.clear()
+    before = total().get("prices", 0)
+    body = {"features": ["prices:close"], "entities": {"symbol": ["AGED", "missing"]}}
+    for _ in range(2):  # within a second, the second one does not count
+        assert server.read(body)[0] == 200
+    assert total()["prices"] - before == pytest.approx(3 * 86_400, abs=600)

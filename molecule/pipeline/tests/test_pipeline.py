@@ -158,7 +158,7 @@ def test_bad_file_harms_only_itself_and_journal_metric_and_status_say_why(invent
     host.check_output(f"rm {incoming}/notes.txt {incoming}/CUT.parquet")
     run(host)
     status = host.run("larder status")
-    assert "refused files         0\n" in status.stdout
+    assert "No file is refused.\n" in status.stdout
     assert "succeeded" in status.stdout
 
 

@@ -123,6 +123,7 @@ def test_a_widened_column_takes_whole_numbers_fractions_and_none_but_no_bytes_of
     copied = store.run(
         "sudo -u postgres psql --no-psqlrc feast --command=%s --command=%s",
         f"\\copy (SELECT {row}) TO '/tmp/bars' (FORMAT binary)",
-        "\\copy market_data.ohlcv_daily FROM '/tmp/bars' (FORMAT binary)",
+        "\\copy market_data.ohlcv_daily (symbol, event_timestamp, open, high, low, close, adjusted_close, volume)"
+        " FROM '/tmp/bars' (FORMAT binary)",
     )
     assert 'violates check constraint "volume_is_no_bigint"' in copied.stderr

@@ -17,7 +17,7 @@ import pyarrow as pa
 from psycopg import sql
 from tqdm import tqdm
 
-from larder import bars
+from larder import bars, origin
 from larder.bars.reader import Reader, check_file
 from larder.bars.report import SYMBOLS
 from larder.bars.settings import Files
@@ -65,6 +65,15 @@ KNOWN = "SELECT (size, sha256) = (%s, %s) FROM market_data.loaded_files WHERE pa
 REMEMBER = """
 INSERT INTO market_data.loaded_files (size, sha256, path) VALUES (%s, %s, %s)
 ON CONFLICT (path) DO UPDATE SET (size, sha256, loaded_at) = (excluded.size, excluded.sha256, now())
+"""
+
+# For a repository of one's own whose tables.yml does not have these.
+ARE_LOADS_NOTED = "SELECT to_regclass('market_data.loads') IS NOT NULL"
+# The lock of a load keeps out another one that would take the same number.
+NEXT_LOAD = "SELECT coalesce(max(load_id), 0) + 1 FROM market_data.loads"
+NOTE_LOAD = """
+INSERT INTO market_data.loads (load_id, path, sha256, format, changed, host, code, invocation)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 """
 
 REFUSE = """
@@ -214,10 +223,13 @@ def _load_file(
                 progress.update(batch.good.num_rows + batch.rejected.num_rows)
         # Two loads of the same symbols would otherwise lock the same rows in different orders.
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('larder load', 0))")
-        changed = _append(connection, held) if result.bars <= BARS_IN_MEMORY else []
+        noted = {}
+        if connection.execute(ARE_LOADS_NOTED).fetchall()[0][0]:
+            noted["load_id"] = connection.execute(NEXT_LOAD).fetchall()[0][0]
+        changed = _append(connection, held, noted) if result.bars <= BARS_IN_MEMORY else []
         if sum(count for _, _, count in changed) < result.bars:
             _stage(connection, held)
-            merge = sql.SQL(MERGE).format(upsert=tables.upsert(TABLE, "staged_bars", COLUMNS))
+            merge = sql.SQL(MERGE).format(upsert=tables.upsert(TABLE, "staged_bars", COLUMNS, noted=noted))
             merged = connection.execute(merge).fetchall()
             changed += [row[:3] for row in merged]
             replaced = [(symbol, *row) for symbol, _, _, *row in merged if row[0]]
@@ -226,11 +238,16 @@ def _load_file(
         if changed:
             connection.execute(NOTE, [[symbol for symbol, _, _ in changed], [since for _, since, _ in changed]])
         result.changed = sum(count for _, _, count in changed)
+        assert reader.told
+        if noted and result.changed:
+            _, sha256, resolved = identity
+            who = [origin.host(), origin.code(), origin.invocation()]
+            load_id = noted["load_id"]
+            connection.execute(NOTE_LOAD, [load_id, resolved, sha256, reader.told.format, result.changed, *who])
         if _state(check_file(path)) != _state(before):
             raise RefusedFileError(f"{path}: it changed while it was read: load it when it is complete.")
         connection.execute(REMEMBER, identity)
         connection.execute(ACCEPT, [_key(path)])
-    assert reader.told
     for warning in reader.told.warnings:
         event("odd", level=logging.WARNING, file=path.name, what=warning)
     if replaced:
@@ -259,12 +276,14 @@ def _state(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _append(connection: psycopg.Connection, held: list[pa.Table]) -> list[tuple[str, date, int]]:
+def _append(
+    connection: psycopg.Connection, held: list[pa.Table], noted: Mapping[str, int]
+) -> list[tuple[str, date, int]]:
     """Write the held bars that are newer than all of their symbol; the others stay held.
 
     Returns symbols, the first bar of each that was written, and how many.
     """
-    written, others = tables.append(connection, TABLE, pa.concat_tables(held), COLUMNS)
+    written, others = tables.append(connection, TABLE, pa.concat_tables(held), COLUMNS, noted=noted)
     held[:] = [others]
     first = written.group_by("symbol").aggregate([("event_timestamp", "min"), ("event_timestamp", "count")])
     return list(zip(*(column.to_pylist() for column in first.select((0, 1, 2)).columns), strict=True))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from larder.errors import SymbolsError, reason
 from larder.features import record
-from larder.features.definitions import SCHEMA, Feature, Source, View
+from larder.features.definitions import RUN, SCHEMA, Feature, Source, View
 from larder.features.formulas import Array, Formulas, running_total
 from larder.log import event, logger, printable
 from larder.postgres import binary, session, tables
@@ -121,11 +121,14 @@ class _Computation:
         self.views = formulas.definitions.views_of(source)
         self.totals = [(view, feature) for view in self.views for feature in view.features if feature.running_total]
         self.checksums: dict[Key, str] = {}
+        self.noted: dict[str, int] = {}
 
     def run(self, connection: psycopg.Connection) -> int:
         """Compute what is to be computed; return the number of rows written."""
         groups = deque(_groups(self._changed(connection), self.source.rows_before))
         count = sum(map(len, groups))
+        if groups:
+            self.noted[RUN] = record.begin(connection, self.formulas, self.source)
         with (
             tqdm(desc=f"compute {self.source.table}", total=count, disable=None, leave=False) as progress,
             ThreadPoolExecutor(WORKERS) as pool,
@@ -191,13 +194,13 @@ class _Computation:
         count = 0
         for view in self.views:
             rows = pa.concat_tables(part.rows(view) for part in parts)
-            written, others = tables.append(connection, view.table, rows, rows.column_names, self.key)
+            written, others = tables.append(connection, view.table, rows, rows.column_names, self.key, self.noted)
             changed.update(written[self.source.key].unique().to_pylist())
             count += written.num_rows
             if others.num_rows:
                 staged = f"staged_{view.name}"
                 tables.copy_in(connection, staged, others)
-                upsert = tables.upsert(view.table, staged, rows.column_names, self.key)
+                upsert = tables.upsert(view.table, staged, rows.column_names, self.key, self.noted)
                 per_key = connection.execute(
                     sql.SQL("WITH changed AS ({}) SELECT {key}, count(*) FROM changed GROUP BY {key}").format(
                         upsert, key=sql.Identifier(self.source.key)

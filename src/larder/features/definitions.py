@@ -25,6 +25,8 @@ KEY_TYPES = ("text", "bigint")
 NUMBERS = ("double precision", "real", "numeric", "bigint", "integer", "smallint")
 # The source's columns with nothing changed; the variable pipeline_indicator_prices.
 GIVEN = ("as_loaded", "indicator_prices")
+# Which load brought a bar, and which run wrote a row of a view: no formula reads these.
+LOAD, RUN = "load_id", "run_id"
 # `larder load` notes which bars changed; what changed in any other table is found by comparing.
 NOTED = {"market_data.ohlcv_daily": "market_data.pending_compute"}
 
@@ -114,6 +116,7 @@ class Definitions:
                 {"name": source.key, "type": source.key_type, "nullable": False},
                 {"name": source.time, "type": "timestamptz", "nullable": False},
                 *({"name": feature.name, "type": TYPES[feature.type]} for feature in view.features),
+                {"name": RUN, "type": "integer"},
             ],
             "primary_key": [source.key, source.time],
             "hypertable": {"time_column": source.time, "chunk_interval": view.chunk_interval},
@@ -139,6 +142,21 @@ BOOKKEEPING: tuple[dict[str, Any], ...] = (
         "name": f"{SCHEMA}.computed_with",
         "columns": [{"name": "fingerprint", "type": "text", "nullable": False}],
         "grants": {"pipeline": ["select", "insert", "delete"]},
+    },
+    {
+        # Computations that wrote rows; rows from before they were noted have none.
+        "name": f"{SCHEMA}.runs",
+        "columns": [
+            {"name": RUN, "type": "integer", "nullable": False},
+            {"name": "source", "type": "text", "nullable": False},
+            {"name": "began_at", "type": "timestamptz", "nullable": False, "default": "clock_timestamp()"},
+            {"name": "fingerprint", "type": "text", "nullable": False},
+            {"name": "host", "type": "text", "nullable": False},
+            {"name": "code", "type": "text", "nullable": False},
+            {"name": "invocation", "type": "text"},
+        ],
+        "primary_key": [RUN],
+        "grants": {"pipeline": ["select", "insert"], "train": ["select"]},
     },
     {
         # What the rows of each key were when they were computed, for sources in which nobody notes what changed.
@@ -296,7 +314,7 @@ def _source(name: str, entry: Mapping[str, Any], tables: Mapping[str, Any]) -> S
         )
     if "select" not in (table.get("grants") or {}).get("pipeline", []):
         raise DefinitionError(f"{FILE} computes from {name}; its grants in tables.yml have to give select to pipeline.")
-    columns = tuple(c for c, kind in types.items() if kind in NUMBERS and c not in (key, time))
+    columns = tuple(c for c, kind in types.items() if kind in NUMBERS and c not in (key, time, LOAD))
     terms, before = entry.get("terms", {}), entry.get("rows_before", Source.rows_before)
     if not isinstance(terms, dict):
         raise DefinitionError(f"{FILE}: the terms of {name} hold {terms!r}; they have to be names and formulas.")
@@ -329,6 +347,8 @@ def _check_names(source: Source, views: Sequence[View], module: bytes) -> None:
             where = f"{view.name}.{feature.name}"
             if feature.name in (source.key, source.time):
                 raise DefinitionError(f"{FILE}: {where} has the name of a key of {source.table}.")
+            if feature.name == RUN:
+                raise DefinitionError(f"{FILE}: {where} has the name of the column that says which run wrote a row.")
             if feature.name in features:
                 raise DefinitionError(f"{FILE}: {where} and {features[feature.name]} have one name.")
             features[feature.name] = where

@@ -1,9 +1,12 @@
 """Whether backups are taken and proven: by the table of the role backup's drill, and by PostgreSQL's archiver."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
+
+from larder.operations.facts import Fact, State
 
 # A drill has half a day by default; one that has not ended after a whole one was killed with its host.
 LAST = """
@@ -58,8 +61,17 @@ def proof(connection: psycopg.Connection) -> tuple[Proof | None, list[str]]:
     return found, problems
 
 
+def facts(connection: psycopg.Connection) -> Iterator[Fact]:
+    """What status says of backups; nothing where the stack has no backup host."""
+    found, problems = proof(connection)
+    if found:
+        state = State.FAILED if problems else State.OK
+        said = "\n".join(problems) or f"The newest backup proven by a restore is of {told(found)}."
+        yield Fact("backup_proven_age_seconds", state, found.age_seconds, said)
+
+
 def told(found: Proof) -> str:
-    """What `status` says in its line."""
+    """When the proven backup ended, and how long ago that is."""
     if found.ended is None or found.age_seconds is None:
         return "never"
     return f"{found.ended:%Y-%m-%d %H:%M}, {found.age_seconds / 86400:.1f} days ago"

@@ -17,7 +17,7 @@ import psycopg
 
 from larder.errors import LarderError
 from larder.log import event, logger
-from larder.operations import feast_store
+from larder.operations import evictions, feast_store
 from larder.operations.credentials import Credentials
 from larder.postgres import session
 
@@ -44,6 +44,7 @@ def materialize(credentials: Credentials, *, days: int = 7, since: datetime | No
         with feast_store.quiet():
             store = feast_store.open_store(credentials.feature_store)
             views = feast_store.batch_views(store)
+            evictions.note(credentials, store)
             windows: dict[datetime, list[str]] = {}
             for view in views:
                 last = view.most_recent_end_time

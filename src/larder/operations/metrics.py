@@ -1,12 +1,15 @@
-"""A metric file for node_exporter's textfile collector."""
+"""Metric files for node_exporter's textfile collector: of the last run, and of what `larder status` found."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from prometheus_client.parser import text_string_to_metric_families
 
-NAME = "pipeline.prom"
+from larder.operations.facts import Fact, State
+
+NAME, FACTS_NAME = "pipeline.prom", "status.prom"
 HELP = {
     "larder_pipeline_last_run_timestamp_seconds": "When the last run ended, well or not.",
     "larder_pipeline_last_success_timestamp_seconds": "When the last run that did all its stages ended; 0 if none did.",
@@ -19,6 +22,23 @@ HELP = {
     "larder_pipeline_feature_rows_changed": "Feature rows that the last run wrote.",
     "larder_rejected_bars": "Impossible bars in market_data.rejected_bars.",
     "larder_newest_bar_timestamp_seconds": "Event time of the newest bar.",
+}
+STATES = {State.OK: 0, State.WARNING: 1, State.FAILED: 2, State.UNKNOWN: 3}
+FACTS_HELP = {
+    "last_run_age_seconds": "Since the last run of the pipeline ended, or began if it has not ended.",
+    "refused_files": "Files that are refused.",
+    "pending_symbols": "Symbols that wait to be computed.",
+    "rejected_bars": "Impossible bars in market_data.rejected_bars.",
+    "newest_day_symbols_ratio": "Symbols with a bar of the newest day, by the median of the days before.",
+    "feature_age_seconds": "Age of the newest row of a view.",
+    "registry_lost_objects": "Objects or features that were applied and are no longer in the registry.",
+    "materialization_age_seconds": "Since the view that was materialized longest ago was.",
+    "online_complete_ratio": "Share of a view's entities whose newest row the online store has.",
+    "online_read_seconds": "Median time to read all features of one entity.",
+    "redis_evicted_keys": "Keys that Redis has evicted since the last materialization began.",
+    "standby_behind_bytes": "WAL that a database standby has not confirmed.",
+    "backup_proven_age_seconds": "Age of the newest backup that a restore has proven.",
+    "certificate_remaining_seconds": "Until a certificate of this host ends.",
 }
 
 
@@ -42,6 +62,28 @@ def write(directory: Path, values: Mapping[str, float | Mapping[str, float]]) ->
                 gauge.labels(stage).set(sample)
         else:
             Gauge(metric, HELP[metric], registry=registry).set(value)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_to_textfile(str(directory / NAME), registry)
-    (directory / NAME).chmod(0o644)  # the node exporter is another user
+    _replace(directory / NAME, registry)
+
+
+def write_facts(directory: Path, facts: Sequence[Fact]) -> None:
+    """Write each fact's value, its state, and whether all is well."""
+    registry = CollectorRegistry()
+    for name in dict.fromkeys(fact.name for fact in facts):
+        gauge = Gauge(f"larder_status_{name}", FACTS_HELP[name], ["of"], registry=registry)
+        for fact in facts:
+            if fact.name == name and fact.value is not None:
+                gauge.labels(fact.of).set(fact.value)
+    said = "State of a fact: 0 ok, 1 warning, 2 failed, 3 unknown; larder status has the sentence."
+    state = Gauge("larder_status_state", said, ["fact", "of"], registry=registry)
+    for fact in facts:
+        state.labels(fact.name, fact.of).set(STATES[fact.state])
+    healthy = Gauge("larder_status_healthy", "1 if no fact has failed.", registry=registry)
+    healthy.set(all(fact.state != State.FAILED for fact in facts))
+    Gauge("larder_status_timestamp_seconds", "When this was found.", registry=registry).set(time.time())
+    _replace(directory / FACTS_NAME, registry)
+
+
+def _replace(path: Path, registry: CollectorRegistry) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_to_textfile(str(path), registry)
+    path.chmod(0o644)  # the node exporter is another user

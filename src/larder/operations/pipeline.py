@@ -12,7 +12,7 @@ import psycopg
 
 from larder.bars.settings import Files
 from larder.errors import BusyError, LarderError, RefusedFileError, SymbolsError, reason
-from larder.log import event
+from larder.log import event, logger
 from larder.operations import active, runs
 from larder.operations.apply import note_run
 from larder.operations.credentials import Credentials
@@ -79,10 +79,15 @@ def run(
             done.success = True
     except BusyError:  # the other one reports, on this host or on another
         raise
-    except BaseException:
+    except Exception:
+        _report(done, metrics_dir)
+        _tell_facts(credentials, metrics_dir)
+        raise
+    except BaseException:  # it was stopped, and has no time to look at all else
         _report(done, metrics_dir)
         raise
     _report(done, metrics_dir)
+    _tell_facts(credentials, metrics_dir)
     if done.refused:
         raise RefusedFileError(f"{done.refused} of the files could not be understood (see above); all else was done.")
 
@@ -163,3 +168,16 @@ def _report(done: _Run, metrics_dir: Path | None) -> None:
         )
     except OSError as error:
         raise LarderError(f"The metrics cannot be written to {metrics_dir}: {error.strerror}.") from error
+
+
+def _tell_facts(credentials: Credentials, metrics_dir: Path | None) -> None:
+    """Write the metrics of `larder status`, which say themselves how old they are. No run fails because they cannot."""
+    if not metrics_dir:
+        return
+    from larder.operations import metrics, status
+
+    try:
+        metrics.write_facts(metrics_dir, status.status(credentials).facts)
+    except Exception as error:
+        logger.debug("status", exc_info=True)
+        event("status is unknown", level=logging.WARNING, reason=reason(error))

@@ -1,6 +1,6 @@
 """The one way in which rows of bars and features are written: COPY what is new, upsert the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import psycopg
@@ -68,10 +68,16 @@ SELECT n - 1, timestamptz_send(newest) FROM unnest(%s::{type}[]) WITH ORDINALITY
 
 
 def append(
-    connection: psycopg.Connection, table: str, rows: pa.Table, columns: Sequence[str], key: tuple[str, str] = KEY
+    connection: psycopg.Connection,
+    table: str,
+    rows: pa.Table,
+    columns: Sequence[str],
+    key: tuple[str, str] = KEY,
+    noted: Mapping[str, int] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """COPY these columns of the rows that are newer than all of their key in the table; none where pgaudit is on.
 
+    `noted`: integer columns that have one value in all rows that are written.
     Returns the rows that were written, and the others, which need an upsert. No two rows may have the same key, and
     the caller sees to it that nobody else writes to the table until the transaction ends.
     """
@@ -92,30 +98,43 @@ def append(
     new = pa.array(binary.field(rows[time])[0] > limits[keys.indices])
     written = rows.filter(new)
     if written.num_rows:
-        copy_in(connection, table, written.select(columns))
+        copied = written.select(columns)
+        for column, number in (noted or {}).items():
+            copied = copied.append_column(column, pa.repeat(pa.scalar(number, pa.int32()), len(copied)))
+        copy_in(connection, table, copied)
     return written, rows.slice(0, 0) if written.num_rows == rows.num_rows else rows.filter(pc.invert(new))
 
 
-def upsert(table: str, stage: str, columns: Sequence[str], key: tuple[str, str] = KEY) -> sql.Composed:
+def upsert(
+    table: str,
+    stage: str,
+    columns: Sequence[str],
+    key: tuple[str, str] = KEY,
+    noted: Mapping[str, int] | None = None,
+) -> sql.Composed:
     """INSERT … ON CONFLICT of the staged rows that are new or differ, RETURNING keys, and whether a row was replaced.
 
-    Rows that are equal already are not touched: no dead tuples, nothing to recompute.
+    Rows that are equal already are not touched: no dead tuples, nothing to recompute, and what is `noted` in them (see
+    append) stays.
     """
     values = [c for c in columns if c not in key]
     names = sql.SQL(", ").join
+    noted = noted or {}
     return sql.SQL(
-        "INSERT INTO {table} AS kept ({all}) SELECT {all} FROM {stage} "
-        "ON CONFLICT ({keys}) DO UPDATE SET ({values}) = ROW({new}) "
+        "INSERT INTO {table} AS kept ({written}) SELECT {read} FROM {stage} "
+        "ON CONFLICT ({keys}) DO UPDATE SET ({set}) = ROW({put}) "
         "WHERE ({kept}) IS DISTINCT FROM ({new}) RETURNING {returned}, "
         # An inserted row was never locked; one that is updated was, by this very statement.
         "kept.xmax <> 0 AS replaced"
     ).format(
         table=identifier(table),
         stage=sql.Identifier(stage),
-        all=names(map(sql.Identifier, columns)),
+        written=names(map(sql.Identifier, (*columns, *noted))),
+        read=names([*map(sql.Identifier, columns), *map(sql.Literal, noted.values())]),
         keys=names(map(sql.Identifier, key)),
         returned=names(sql.Identifier("kept", c) for c in key),
-        values=names(map(sql.Identifier, values)),
+        set=names(map(sql.Identifier, (*values, *noted))),
+        put=names(sql.Identifier("excluded", c) for c in (*values, *noted)),
         kept=names(sql.Identifier("kept", c) for c in values),
         new=names(sql.Identifier("excluded", c) for c in values),
     )

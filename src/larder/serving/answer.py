@@ -18,6 +18,7 @@ from feast.feature_server_utils import _timestamp_to_str, _value_to_native
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from larder.serving import metrics
 from larder.serving.plan import Plan
 from larder.serving.query import Query
 
@@ -73,10 +74,14 @@ class Answer:
             self.entity.ages.append(repeated(b"null", rows))
         fields = [list(zip(*reply, strict=True)) for reply in replies]
         columns: list[Sequence[bytes | None]] = []
+        if sample := now >= plan.sampled + 1:
+            plan.sampled = now
         for view, column in zip(plan.views, self.views, strict=True):
             shown = fields[view.group][view.first : view.last]
             moments = [moment(raw) for raw in fields[view.group][view.last]]
             ages = [None if at is None else now - at for _, at in moments]
+            if sample:
+                metrics.aged(view.name, ages)
             statuses = present
             if query.max_age_s is not None:
                 states = [status(age, query.max_age_s) for age in ages]

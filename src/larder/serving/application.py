@@ -8,7 +8,7 @@ gunicorn calls `create_app` in each worker after the fork (see gunicorn.py). It 
   which HAProxy takes as "send nothing new") or, with 503, `no registry` (not reached yet, or nothing was ever applied),
   `no feature view` or `no online store`. `revision` names what the instance was started with, `unaware` the gateways
   that do not know of this status yet (see drain). The gateways ask the same on a port of their own, and are
-  answered however busy this worker is (see checks).
+  answered however busy this worker is (see checks). Prometheus asks there, too (see metrics).
 - The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
   (Feast's own timer ends for ever with the first refresh that fails.)
 - Pushes are judged before they are written (see push), reads that Feast cannot answer are explained (see
@@ -48,7 +48,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from larder.serving import drain, explain, push
+from larder.serving import drain, explain, metrics, push
 from larder.serving.checks import Checks
 from larder.serving.failures import HANDLERS, OneShape, failed, say_nothing
 from larder.serving.online import Online
@@ -92,11 +92,13 @@ class FeatureServer(Starlette):
         init_auth_manager(auth_type=auth, server_type=ServerType.REST, auth_config=store.config.auth_config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Past all that Starlette and FastAPI do for other requests.
-        if scope["type"] == "http" and self.fast and Online.answers(scope):
-            await self.fast(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+        elif self.fast and Online.answers(scope):
+            # Past all that Starlette and FastAPI do for other requests.
+            await metrics.counted(self.fast, scope, receive, send)
+        else:
+            await metrics.counted(super().__call__, scope, receive, send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.feast or JSONResponse({"detail": "no registry"}, 503))(scope, receive, send)
@@ -107,7 +109,7 @@ class FeatureServer(Starlette):
             await self.refresh(stack)
             keep_fresh = asyncio.create_task(self.keep_fresh(stack))
             if "LARDER_CHECK_PORT" in os.environ:
-                checks = Checks(*listener(), self.check)
+                checks = Checks(*listener(), self.check, metrics.exposition)
                 stack.callback(checks.close)
                 stack.callback(asyncio.create_task(checks.beat()).cancel)
             notify_systemd()

@@ -1,4 +1,4 @@
-"""The gateways' own way in: `GET /ready` on a port of its own, answered by threads beside the event loop.
+"""The way in of gateways and Prometheus: `GET /ready` and `GET /metrics` on a port of its own, answered by threads.
 
 A worker that is busy is not a dead one: while it reads for clients, its health checks are answered all the same, and
 each of them reads a feature over a connection of its own. What does look dead is a worker whose event loop has stood
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
+
 # Longer than the gateway waits for an answer by default.
 STUCK_SECONDS = 20
 BEAT_SECONDS = 0.5
@@ -26,11 +28,13 @@ Check = Callable[[str], tuple[int, dict[str, Any]]]
 class Checks:
     """Answers health checks until it is closed."""
 
-    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None, check: Check) -> None:
-        """Listen; `check` takes the asking host's address and returns status and body, in a thread."""
+    def __init__(
+        self, address: tuple[str, int], tls: ssl.SSLContext | None, check: Check, metrics: Callable[[], bytes]
+    ) -> None:
+        """Listen; `check` takes the asking host's address and returns status and body. Both are called in threads."""
         self.beaten = time.monotonic()
         self.check = check
-        self.server = Server(address, tls, self.answer)
+        self.server = Server(address, tls, self.answer, metrics)
         threading.Thread(target=self.server.serve_forever, name="checks", daemon=True).start()
 
     async def beat(self) -> None:
@@ -55,9 +59,11 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None, answer: Check) -> None:
+    def __init__(
+        self, address: tuple[str, int], tls: ssl.SSLContext | None, answer: Check, metrics: Callable[[], bytes]
+    ) -> None:
         super().__init__(address, Handler)
-        self.tls, self.answer = tls, answer
+        self.tls, self.answer, self.metrics = tls, answer, metrics
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         # In the connection's own thread: a handshake must not hold up the next one.
@@ -74,12 +80,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        status, answer = (404, {"detail": "not found"})
-        if self.path == "/ready":
-            status, answer = self.server.answer(self.client_address[0])
-        body = json.dumps(answer).encode()
+        if self.path == "/metrics":
+            self.send(200, CONTENT_TYPE_LATEST, self.server.metrics())
+        else:
+            status, answer = (404, {"detail": "not found"})
+            if self.path == "/ready":
+                status, answer = self.server.answer(self.client_address[0])
+            self.send(status, "application/json", json.dumps(answer).encode())
+
+    def send(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

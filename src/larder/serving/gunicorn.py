@@ -8,6 +8,7 @@ import json
 import os
 import ssl
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -91,6 +92,12 @@ control_socket_disable = True
 keepalive = 75
 graceful_timeout = 20
 worker_tmp_dir = os.environ["RUNTIME_DIRECTORY"]
+
+# Whichever of several workers is asked for its metrics tells those of all. One worker counts in its own memory, which
+# costs a third: that is decided when prometheus_client is imported, and Feast would decide otherwise.
+if workers > 1:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ["PROMETHEUS_MULTIPROCESS_DIR"] = worker_tmp_dir
+import_module("prometheus_client")
 
 # gunicorn would tell systemd that it is ready before its workers are: larder.serving.application tells it.
 os.environ["LARDER_NOTIFY_SOCKET"] = os.environ.pop("NOTIFY_SOCKET", "")

@@ -34,6 +34,7 @@ from feast.feature_server_utils import convert_response_to_dict
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from larder.serving import metrics
 from larder.serving.answer import Answer
 from larder.serving.explain import PATH, explain_entities, explain_features
 from larder.serving.failures import is_outage
@@ -47,7 +48,6 @@ log = logging.getLogger("uvicorn.error")
 Failed = Callable[[Request, Exception], Awaitable[Response]]
 
 TYPED = "/features/"
-ANSWER = b"larder-answer"
 # Who asks, as the gateway says.
 CLIENT = b"larder-client"
 # Clients choose what is planned: no more of it than this is kept.
@@ -179,7 +179,7 @@ class Online:
 
     async def send(self, parts: list[bytes], who: bytes, send: Send, client: bytes) -> None:
         size = sum(map(len, parts))
-        headers = [(b"content-length", b"%d" % size), (b"content-type", JSON), (ANSWER, who)]
+        headers = [(b"content-length", b"%d" % size), (b"content-type", JSON), (metrics.ANSWER, who)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if size <= PIECE_BYTES:
             await send({"type": "http.response.body", "body": b"".join(parts)})
@@ -209,7 +209,7 @@ class Online:
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (ANSWER, b"feast")]
+                message["headers"] = [*message["headers"], (metrics.ANSWER, b"feast")]
             await send(message)
 
         if scope["method"] == "GET":
@@ -245,8 +245,11 @@ class Online:
 
     async def plan(self, query: Query) -> Plan:
         key, plans, planner = (query.features, query.service, query.full_names), self.plans, self.planner
-        plan = plans.pop(key, None) or planner.at_once(*key)
+        plan = plans.pop(key, None)
+        if plan is None and (plan := planner.at_once(*key)):
+            metrics.MADE.inc()
         if plan is None:
+            metrics.ASKED.inc()
             plan = await asyncio.get_running_loop().run_in_executor(self.asker, planner.ask, *key)
             if plan.declined:
                 log.info("%s: Feast itself answers, as %s.", query.service or ", ".join(query.features), plan.declined)
@@ -274,6 +277,7 @@ class Online:
         if query.service:
             query.limit(self.most, plan.width)
         answer, entities, rows = Answer(plan, query), query.entities, query.rows
+        metrics.ROWS.inc(rows)
         if rows * plan.width <= SMALL_READ:
             answer.add(entities, await self.hashes.read(plan, entities), time.time())
             return answer.parts()

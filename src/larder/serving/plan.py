@@ -36,6 +36,7 @@ class DeclinedError(Exception):
 class View:
     """Where the values of a feature view are in a reply: the reply's group, the values' places and the event time's."""
 
+    name: str
     group: int
     first: int
     last: int
@@ -102,6 +103,7 @@ class Plan:
 
     def __init__(self, project: str, refs: Sequence[str], full_names: bool) -> None:
         self.asked = False
+        self.sampled = 0.0  # when the age of an answer was last noted
         self.project = project.encode()
         self.declined = ""
         self.key_types: dict[str, ValueType] = {}
@@ -140,7 +142,7 @@ class Plan:
         first = len(fields)
         fields += [feature.field for feature in features]
         fields.append(f"_ts:{features[0].view}".encode())
-        self.views.append(View(number, first, len(fields) - 1))
+        self.views.append(View(features[0].view, number, first, len(fields) - 1))
         self.refs += [feature.ref for feature in features]
         self.doubles += [feature.is_double for feature in features]
         self.view_of += [len(self.views) - 1] * len(features)

@@ -7,6 +7,7 @@ times what parsing them does.
 
 import asyncio
 from collections import deque
+from time import perf_counter
 from typing import Any, cast
 
 import hiredis
@@ -15,6 +16,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from larder.serving.metrics import REDIS
 
 
 class Line:
@@ -44,6 +47,7 @@ class Line:
         async def nothing(_: Exception) -> None:
             pass
 
+        begun = perf_counter()
         retry = self.client.get_retry()
         assert retry
         most = self.client.get_connection_kwargs()["socket_timeout"] if self.follows else None  # type: ignore[no-untyped-call]
@@ -54,6 +58,7 @@ class Line:
             # The reply may be what did not come in time, and the server the one that hangs.
             self.close()
             raise RedisTimeoutError("Redis is not reached") from None
+        REDIS.observe(perf_counter() - begun)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
