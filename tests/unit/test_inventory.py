@@ -1,4 +1,4 @@
-"""Which hosts the roles know, with their addresses: the declaration larder_hosts, also while a host leaves the stack."""
+"""Which hosts the roles know, with their addresses: larder_hosts, also while a host leaves the stack."""
 
 from __future__ import annotations
 
