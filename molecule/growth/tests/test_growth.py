@@ -198,7 +198,7 @@ for package in {packages}; do
   apt-get -qq download "$package" 2> /dev/null
   dpkg-deb --raw-extract "$package"_*.deb tree
   rm "$package"_*.deb
-  sed -i 's/^Version: .*/&+upgraded/' tree/DEBIAN/control
+  sed -i 's/^Version: .*/&+upgraded/; s/\\(redis-tools (= [^)]*\\)/\\1+upgraded/' tree/DEBIAN/control
   dpkg-deb -Znone --build tree "$package.deb" > /dev/null
   rm -r tree
   {{ dpkg-deb --field "$package.deb"; echo "Filename: ./$package.deb"; stat --format 'Size: %s' "$package.deb"
@@ -210,14 +210,15 @@ echo 'deb [trusted=yes] file:/opt/upgrade ./' > /etc/apt/sources.list.d/upgrade.
 
 PACKAGES = {
     **{name: ["haproxy", "keepalived"] for name in GATEWAYS},
-    "server1": ["redis-tools", "postgresql-17"],
-    "server2": ["redis-tools", "postgresql-17", "libffi8"],
+    "server1": ["redis-tools", "redis-server", "postgresql-17"],
+    "server2": ["redis-tools", "redis-server", "postgresql-17", "libffi8"],
 }
 PROGRAMS = {
     "libffi8": "libffi.so",
     "haproxy": "sbin/haproxy",
     "keepalived": "sbin/keepalived",
     "redis-tools": "bin/redis-check-rdb",
+    "redis-server": "bin/redis-check-rdb",
     "postgresql-17": "17/bin/postgres",
 }
 
