@@ -61,3 +61,8 @@ def run(
 def changed(output: str) -> dict[str, int]:
     """Return how many tasks changed something, by host, from the recap of a playbook's output."""
     return {host: int(count) for host, count in RECAP.findall(output.rpartition("PLAY RECAP")[2])}
+
+
+def tasks_that_changed(output: str) -> list[str]:
+    """Return the names of the tasks that changed something, from a playbook's output."""
+    return [task.partition("]")[0] for task in output.split("\nTASK [")[1:] if "\nchanged: [" in task]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -12,7 +13,13 @@ import pytest
 
 GATEWAYS = ["gateway1", "gateway2", "gateway3"]
 GROWN = {"feature_server": ["server2"], "pipeline": ["server2"], "gateway": ["gateway2", "gateway3"]}
+STORES = {"redis": ["server2"], "timescaledb": ["server2"]}
+SERVERS = {"server1: feature-server@1", "server1: feature-server@2", "server1: push-server@1"}
 UNIT = "feature-pipeline.service"
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {unit for unit, state in before.items() if after[unit] != state}
 
 
 def good(found: dict[str, Any], at_least: int = 100) -> bool:
@@ -172,13 +179,16 @@ def test_a_removal_that_would_harm_is_refused(growing: Any, arguments: list[str]
     assert run.changed == {}
 
 
-def test_a_host_with_a_store_is_not_removed(growing: Any, vip: str) -> None:
-    growing.set(GROWN | {"redis": ["server2"], "timescaledb": ["server2"]}, gateway_vip=vip)
-    run = growing.play("ansible/remove_host.yml", "-e", "host=server1", "-e", "confirm=server1")
-    growing.set(GROWN, gateway_vip=vip)
-    assert run.code != 0
-    assert "server1 is in the groups timescaledb, redis, and this playbook removes no host with a store" in run.sentence
-    assert run.changed == {}
+def test_a_replica_and_a_standby_join_under_load_and_no_store_restarts(
+    growing: Any, clients: Any, starts: Any, vip: str
+) -> None:
+    before = starts()
+    growing.set(GROWN | STORES, gateway_vip=vip)
+    with clients.load(vip) as found:
+        run = growing.play("site.yml")
+        assert run.code == 0, run.output
+    assert good(found), found
+    assert changed(before, starts()) == SERVERS  # one after the other: they follow the primary from now on
 
 
 PUBLISH = """
@@ -188,8 +198,8 @@ for package in {packages}; do
   apt-get -qq download "$package" 2> /dev/null
   dpkg-deb --raw-extract "$package"_*.deb tree
   rm "$package"_*.deb
-  sed -i 's/^Version: .*/&+upgraded/' tree/DEBIAN/control
-  dpkg-deb --build tree "$package.deb" > /dev/null
+  sed -i 's/^Version: .*/&+upgraded/; s/\\(redis-tools (= [^)]*\\)/\\1+upgraded/' tree/DEBIAN/control
+  dpkg-deb -Znone --build tree "$package.deb" > /dev/null
   rm -r tree
   {{ dpkg-deb --field "$package.deb"; echo "Filename: ./$package.deb"; stat --format 'Size: %s' "$package.deb"
     echo "SHA256: $(sha256sum < "$package.deb" | cut -d ' ' -f 1)"; echo; }} >> Packages
@@ -198,44 +208,72 @@ echo 'deb [trusted=yes] file:/opt/upgrade ./' > /etc/apt/sources.list.d/upgrade.
 """
 
 
+PACKAGES = {
+    **{name: ["haproxy", "keepalived"] for name in GATEWAYS},
+    "server1": ["redis-tools", "redis-server", "postgresql-17"],
+    "server2": ["redis-tools", "redis-server", "postgresql-17", "libffi8"],
+}
+PROGRAMS = {
+    "libffi8": "libffi.so",
+    "haproxy": "sbin/haproxy",
+    "keepalived": "sbin/keepalived",
+    "redis-tools": "bin/redis-check-rdb",
+    "redis-server": "bin/redis-check-rdb",
+    "postgresql-17": "17/bin/postgres",
+}
+
+
 def test_upgraded_packages_run_on_every_host_and_no_read_fails(
     growing: Any, clients: Any, inventory: Any, vip: str
 ) -> None:
-    packages = {name: ["haproxy", "keepalived"] for name in GATEWAYS} | {"server2": ["libffi8"]}
-    for name, named in packages.items():
+    for name, named in PACKAGES.items():
         inventory.host(name).check_output(PUBLISH.format(packages=" ".join(named)))
-    with clients.load(vip) as found:
-        run = growing.play("ansible/upgrade.yml", "--limit", ",".join(packages))
+    # A push waits, or fails, while the primary of Redis changes.
+    with clients.load(vip, "--no-push") as found:
+        run = growing.play("ansible/upgrade.yml", "--limit", ",".join(PACKAGES))
         assert run.code == 0, run.output
     assert good(found), found
-    for name, named in packages.items():
+    for name, named in PACKAGES.items():
         host = inventory.host(name)
         for package in named:
             assert host.package(package).version.endswith("+upgraded")
-            library = {"libffi8": "libffi.so", "haproxy": "sbin/haproxy", "keepalived": "sbin/keepalived"}[package]
-            assert library in host.check_output("cat /proc/[0-9]*/maps")
-            assert host.run(f"cat /proc/[0-9]*/maps | grep '{library}.*(deleted)'").stdout == ""
+            assert PROGRAMS[package] in host.check_output("cat /proc/[0-9]*/maps")
+            assert host.run(f"cat /proc/[0-9]*/maps | grep '{PROGRAMS[package]}.*(deleted)'").stdout == ""
+    # The replica was upgraded first, and then took the primary's place.
+    assert json.loads(inventory.host("server2").check_output("larder-redis status"))["role"] == "primary"
+    assert inventory.host("server2").run("ls /var/lib/postgresql/17/main/standby.signal").rc == 0
+
+
+def test_a_primary_may_not_leave(growing: Any) -> None:
+    run = growing.play("ansible/remove_host.yml", "-e", "host=server2", "-e", "confirm=server2")
+    assert run.code != 0
+    assert "server2 is the primary of Redis. Nothing was changed." in run.sentence
+    assert "ansible/switch_redis.yml -e to=server1" in run.sentence
+    assert run.changed == {}
 
 
 def test_hosts_leave_under_load_and_the_others_have_forgotten_them(
     growing: Any, clients: Any, inventory: Any, starts: Any, vip: str, holder: Any
 ) -> None:
-    before = starts()
     # The lines of gateway1 and server1 stay, so another gateway has the address.
     if holder("gateway1"):
         inventory.host("gateway1").check_output("systemctl restart keepalived && sleep 3")
     (leaving,) = holder(*GATEWAYS)
     assert leaving != "gateway1"
     staying = next(name for name in GATEWAYS if name not in ("gateway1", leaving))
+    run = growing.play("ansible/switch_redis.yml", "-e", "to=server1")
+    assert run.code == 0, run.output
+    before = starts()
     with clients.load(vip) as found:
         first = growing.play("ansible/remove_host.yml", "-e", f"host={leaving}", "-e", f"confirm={leaving}")
         assert first.code == 0, first.output
-        growing.set(GROWN | {"gateway": [staying]}, gateway_vip=vip)
+        growing.set(GROWN | STORES | {"gateway": [staying]}, gateway_vip=vip)
         arguments = ("-e", "host=server2", "-e", "confirm=server2", "-e", "data=wipe")
         second = growing.play("ansible/remove_host.yml", *arguments)
         assert second.code == 0, second.output
     assert good(found), found
-    assert starts() == before
+    # One Redis is left: the feature servers do not ask who the primary is any more.
+    assert changed(before, starts()) == SERVERS
     growing.set({"gateway": [staying]}, gateway_vip=vip)
     run = growing.play("site.yml")
     assert run.code == 0, run.output
@@ -244,9 +282,11 @@ def test_hosts_leave_under_load_and_the_others_have_forgotten_them(
 
     for name in (leaving, "server2"):
         host, address = inventory.host(name), inventory.address(name)
-        assert host.run("ss -Hltn | grep -E ':(8443|65[6-9][0-9])'").stdout == ""
+        assert host.run("ss -Hltn | grep -E ':(8443|65[6-9][0-9]|6379|5432)'").stdout == ""
         for secret in (
             "/etc/credstore.encrypted/serve.feature_store.yaml",
+            "/etc/credstore.encrypted/redis.replication",
+            "/etc/redis/users.acl",
             "/etc/haproxy/tokens.map",
             "/etc/larder/tls",
         ):
@@ -254,10 +294,15 @@ def test_hosts_leave_under_load_and_the_others_have_forgotten_them(
         for other in ("server1", "gateway1", staying):
             known = inventory.host(other).run(
                 "cat /etc/larder-firewall.nft /etc/haproxy/haproxy.cfg /etc/keepalived/keepalived.conf"
-                " /etc/larder/gateways /etc/postgresql/17/main/pg_hba.conf"
+                " /etc/larder/gateways /etc/postgresql/17/main/pg_hba.conf /etc/redis/*"
             )
             assert address not in re.findall(r"[0-9.]+", known.stdout)
-    assert not inventory.host("server2").file("/opt/feast").exists
+    server1, server2 = inventory.host("server1"), inventory.host("server2")
+    for former in ("/opt/feast", "/var/lib/postgresql/17/main", "/var/lib/redis/appendonlydir"):
+        assert not server2.file(former).exists
+    users = server1.check_output("cat /etc/redis/users.acl; sudo -u postgres psql -Atc 'SELECT rolname FROM pg_roles'")
+    assert not re.findall(r"replica\w*_g[0-9a-f]{8}", users)
+    assert server1.check_output("sudo -u postgres psql -Atc 'SELECT slot_name FROM pg_replication_slots'") == ""
 
 
 def test_two_gateways_with_an_address_are_not_made_one(growing: Any) -> None:

@@ -226,3 +226,32 @@ def test_nobody_is_promoted_by_hand_beside_the_sentinels(on):
     said = on("cache1").run("/usr/local/sbin/larder-redis promote")
     assert said.rc != 0
     assert "the Sentinels choose the primary here" in said.stderr
+
+
+def test_the_primary_may_not_leave(play, primary):
+    there = primary()
+    done = play("-e", f"host={there}", name="remove.yml", fails=True)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert f"{there} is the primary of Redis. Nothing was changed." in said
+    assert "ansible/switch_redis.yml -e to=cache" in said
+    assert changes(done) == {host: 0 for host in CACHES if host != there}
+
+
+def test_a_replica_leaves_and_the_sentinels_go_with_the_third_host(play, primary, status, on, tmp_path):
+    there = primary()
+    leaving = next(host for host in ("cache1", "cache2") if host != there)
+    staying = [host for host in CACHES if host != leaving]
+    before = [began(on, host) for host in staying]
+    play("-e", f"host={leaving}", name="remove.yml")
+    left = {"redis": {"hosts": dict.fromkeys(host for host in staying if host != "cache3")}}
+    (tmp_path / "hosts.yml").write_text(json.dumps(left))
+    # The client is configured anew, and nothing else has changed.
+    assert changes(play(grown=tmp_path)) == dict.fromkeys(staying, 0)
+    assert [began(on, host) for host in staying] == before
+    said = status(there)
+    assert (said["role"], len(said["replicas"]), "sentinels" in said) == ("primary", 1, False)
+    host = on(leaving)
+    assert host.run("ss -Hltn | grep -E ':(6379|26379)'").stdout == ""
+    kept = host.run("ls /etc/redis/users.acl /etc/credstore.encrypted/redis* /var/lib/redis-sentinel/state.conf")
+    assert kept.stdout == ""
+    assert host.file("/var/lib/redis/appendonlydir").exists

@@ -1,16 +1,19 @@
-"""The two database hosts get a group etcd, and lose their primary in every way: steps of one story, in order.
+"""The database hosts get a group etcd, lose a standby that leaves, and their primary: steps of one story, in order.
 
 Before them come the steps of test_standby.py. A client knows one name, which leads to the primary.
 """
 
 from __future__ import annotations
 
+import os
 import time
 
 import playbooks
 import pytest
 
+SOAK = pytest.mark.skipif("LARDER_SOAK" not in os.environ, reason="takes too long for every day")
 AUTOMATIC = {"inventories": ("grown", "automatic")}
+JOINED = {"inventories": ("grown", "automatic", "joined")}
 HOSTS = ("failover1", "failover2")
 STREAMS = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 # The longest time for which no row is acknowledged.
@@ -24,6 +27,10 @@ def words(result):
 def passed(result):
     assert result.returncode == 0, result.stdout
     return playbooks.changed(result.stdout)
+
+
+def unchanged(result):
+    assert set(passed(result).values()) == {0}, playbooks.tasks_that_changed(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -86,25 +93,70 @@ def test_failover_becomes_automatic_without_a_restart_or_a_failed_insert(
     former, standby = primary()
     started = database.started(former)
     with database.writer(database.conninfo(former), "ADOPTED") as written:
-        passed(playbook("converge.yml", **AUTOMATIC))
+        passed(playbook("converge.yml", **JOINED))
         report = written()
     assert report.failures == []
     assert len(report.acknowledged) > 100
     assert database.started(former) == started
     assert primary() == (former, standby)
     eventually(lambda: set(report.acknowledged) <= database.rows(standby, "ADOPTED"))
-    sync = "SELECT sync_state FROM pg_stat_replication"
-    eventually(lambda: database.superuser(former, sync) == "sync")
+    sync = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+    eventually(lambda: database.superuser(former, sync) == "1")
     with database.writer(proxy, "PROXY") as written:
         time.sleep(2)
         assert len(written().acknowledged) > 10
         assert written().failures == []
 
 
+def refused(result):
+    assert result.returncode != 0, result.stdout
+    assert set(playbooks.changed(result.stdout).values()) == {0}
+    return words(result)
+
+
+def test_a_primary_and_the_last_that_are_needed_may_not_leave(playbook, primary):
+    former, standby = primary()
+    said = refused(playbook("remove.yml", host=former, **JOINED))
+    assert f"{former} is the primary of PostgreSQL. Nothing was changed." in said, said
+    assert "ansible/promote_standby.yml -e host=" in said, said
+    said = refused(playbook("remove.yml", host=standby, **AUTOMATIC))
+    assert f"{standby} is a member of etcd, and three have to be left" in said, said
+
+
+def test_a_standby_and_member_of_etcd_leaves_under_a_writer(database, playbook, proxy, primary, inventory, eventually):
+    before, started = primary(), [database.started(host) for host in HOSTS]
+    with database.writer(proxy, "LEFT") as written:
+        passed(playbook("remove.yml", host="failover4", **JOINED))
+        report = written()
+    print(f"LEFT: {report.gap:.1f} s without an acknowledged row")
+    assert report.failures == []
+    assert report.gap < 15, report.gap
+    assert primary() == before
+    assert [database.started(host) for host in HOSTS] == started
+    assert set(report.acknowledged) <= database.rows(before[0], "LEFT")
+    eventually(lambda: set(report.acknowledged) <= database.rows(before[1], "LEFT"))
+    tls = "/etc/larder/tls/etcd/current"
+    members = inventory.host("failover1").check_output(
+        f"etcdctl --endpoints=https://127.0.0.1:2379 --cacert={tls}/ca.crt --cert={tls}/tls.crt --key={tls}/tls.key"
+        " member list"
+    )
+    assert "failover3" in members
+    assert "failover4" not in members
+    for host in HOSTS:
+        known = inventory.host(host).check_output(
+            "cd /etc; patronictl -c patroni/config.yml list; cat postgresql/17/main/pg_hba.conf patroni/config.yml"
+        )
+        assert "failover4" not in known
+        assert inventory.address("failover4") not in known
+    assert database.query("failover4", "SELECT 1").rc != 0
+    assert database.holding("failover4", database.passwords["replicate"]) == set()
+    assert not inventory.host("failover4").file("/var/lib/postgresql/17/main").exists
+
+
+@SOAK
 def test_a_second_run_changes_nothing(database, playbook):
     started = [database.started(host) for host in HOSTS]
-    changed = passed(playbook("converge.yml", **AUTOMATIC))
-    assert set(changed.values()) == {0}
+    unchanged(playbook("converge.yml", **AUTOMATIC))
     assert [database.started(host) for host in HOSTS] == started
 
 
@@ -131,6 +183,7 @@ def test_the_password_of_the_standbys_is_hidden(database, inventory):
         assert {inventory.host(name).file(path).mode for path in found} == {0o600}
 
 
+@SOAK
 def test_the_standbys_password_rotates_without_a_restart(database, playbook, primary, eventually):
     started = [database.started(host) for host in HOSTS]
     new = {"replicate": r"a new : password with \ and 'quotes'"}
@@ -141,6 +194,20 @@ def test_the_standbys_password_rotates_without_a_restart(database, playbook, pri
     assert [database.started(host) for host in HOSTS] == started
 
 
+@SOAK
+def test_an_upgrade_restarts_the_standby_first_and_loses_no_row(database, playbook, proxy, primary, eventually):
+    former, standby = primary()
+    with database.writer(proxy, "UPGRADED") as written:
+        passed(playbook("upgraded.yml", order=f"failover3,{standby},{former}", **AUTOMATIC))
+        report = written()
+    print(f"UPGRADED: {report.gap:.1f} s without an acknowledged row")
+    assert primary() == (standby, former)
+    assert report.gap < GAP, report.gap
+    assert set(report.acknowledged) <= database.rows(standby, "UPGRADED")
+    eventually(lambda: set(report.acknowledged) <= database.rows(former, "UPGRADED"))
+
+
+@SOAK
 def test_the_primary_moves_when_told(database, playbook, proxy, primary, eventually):
     former, standby = primary()
     with database.writer(proxy, "MOVED") as written:
@@ -153,6 +220,7 @@ def test_the_primary_moves_when_told(database, playbook, proxy, primary, eventua
     print(f"MOVED: {report.gap:.1f} s without an acknowledged row")
 
 
+@SOAK
 def test_a_killed_postmaster_loses_no_row(database, proxy, primary, inventory):
     former, _standby = primary()
     with database.writer(proxy, "KILLED") as written:
@@ -169,12 +237,13 @@ def test_a_host_that_dies_loses_no_row(loses, docker):
     loses("DIED", lambda host: docker("kill", host), lambda host: docker("start", host))
 
 
+@SOAK
 def test_a_host_that_hangs_loses_no_row(loses, docker):
     loses("HUNG", lambda host: docker("pause", host), lambda host: docker("unpause", host))
 
 
 def test_a_run_after_the_failovers_changes_nothing(database, playbook, primary):
     before, started = primary(), [database.started(host) for host in HOSTS]
-    assert set(passed(playbook("converge.yml", **AUTOMATIC)).values()) == {0}
+    unchanged(playbook("converge.yml", **AUTOMATIC))
     assert primary() == before
     assert [database.started(host) for host in HOSTS] == started
