@@ -78,21 +78,21 @@ def postgres() -> Iterator[str | None]:
     if given := os.environ.get("LARDER_TEST_POSTGRES"):
         yield given
         return
-    images = ["docker", "images", "--quiet", "--filter", "label=larder.recipe"]
+    docker = partial(subprocess.run, check=True, stdout=subprocess.PIPE, text=True)
+    images: list[str] = []
     with suppress(OSError, subprocess.CalledProcessError):
-        image, *_ = [*subprocess.run(images, check=True, capture_output=True, text=True).stdout.split(), ""]
-        if image:
-            name = f"larder-bench-quick-{os.getpid()}"
-            docker = partial(subprocess.run, check=True, capture_output=True, text=True)
-            docker(["docker", "run", "--detach", "--rm", "--name", name, image, "sleep", "infinity"])
-            try:
-                docker(["docker", "exec", name, "sh", "-ec", START_POSTGRES])
-                address = docker(["docker", "inspect", "-f", "{{.NetworkSettings.IPAddress}}", name]).stdout.strip()
-                yield f"host={address} user=postgres dbname=postgres sslmode=disable"
-            finally:
-                docker(["docker", "rm", "--force", name])
-            return
-    yield None
+        images = docker(["docker", "images", "--quiet", "--filter", "label=larder.recipe"]).stdout.split()
+    if not images:
+        yield None
+        return
+    name = f"larder-bench-quick-{os.getpid()}"
+    docker(["docker", "run", "--detach", "--rm", "--name", name, images[0], "sleep", "1800"])
+    try:
+        docker(["docker", "exec", name, "sh", "-ec", START_POSTGRES])
+        address = docker(["docker", "inspect", "-f", "{{.NetworkSettings.IPAddress}}", name]).stdout.strip()
+        yield f"host={address} user=postgres dbname=postgres sslmode=disable"
+    finally:
+        docker(["docker", "rm", "--force", name])
 
 
 # --- one side of a case, in a process of its own with the other commit's src first in its path ---
