@@ -180,11 +180,11 @@ def test_a_removal_that_would_harm_is_refused(growing: Any, arguments: list[str]
 
 
 def test_a_replica_and_a_standby_join_under_load_and_no_store_restarts(
-    growing: Any, clients: Any, starts: Any, vip: str
+    growing: Any, clients: Any, inventory: Any, starts: Any, vip: str
 ) -> None:
     before = starts()
     growing.set(GROWN | STORES, gateway_vip=vip)
-    with clients.load(vip) as found:
+    with clients.load(inventory.address("gateway1")) as found:
         run = growing.play("site.yml")
         assert run.code == 0, run.output
     assert good(found), found
