@@ -3,6 +3,7 @@
 
     larder-redis status           what this host's Redis and the Sentinels say, as JSON
     larder-redis apply            bring the running Redis and Sentinel to the settings and credentials of this host
+    larder-redis relink           on the primary: let replicas with a former password log in anew, one by one
     larder-redis switch [--to A]  on the primary: hand over to a replica, without losing an acknowledged write
     larder-redis prefer [--off]   on a replica: be the one that the next switch takes
     larder-redis forget           let this host's Sentinel forget hosts that were removed
@@ -316,7 +317,7 @@ class Changes:
 
     def __init__(self, *, check: bool) -> None:
         self.check, self.done = check, list[str]()
-        self.restart_sentinel = self.strangers = False
+        self.restart_sentinel = self.strangers = self.former_replicas = False
 
     def __call__(self, what: str, change: Callable[[], Any]) -> None:
         self.done.append(what)
@@ -358,9 +359,7 @@ def apply(changes: Changes, seconds: float) -> None:
             wait_for_sentinels(host, seconds)
         if int(redis.pairs("CONFIG", "GET", "min-replicas-to-write")["min-replicas-to-write"]) != host.min_replicas:
             changes("min-replicas-to-write", lambda: redis("CONFIG", "SET", "min-replicas-to-write", host.min_replicas))
-        if redis("ROLE")[0] == "master":
-            for client in former_replicas(redis, host):
-                changes("a replica's login", lambda client=client: relink(redis, client, seconds))
+        changes.former_replicas = bool(former_replicas(redis, host))
 
 
 def apply_logins(host: Host, redis: Redis, changes: Changes) -> None:
@@ -433,11 +432,20 @@ def former_replicas(redis: Redis, host: Host) -> list[dict[str, str]]:
     return [client for client in clients if client["user"] != host.logins["replica"][0]]
 
 
-def relink(redis: Redis, client: Mapping[str, str], seconds: float) -> None:
-    """Let one replica log in anew, and wait for it: so that never all are away at once."""
-    before = len(online(redis))
-    redis("CLIENT", "KILL", "ID", client["id"])
-    until(lambda: len(online(redis)) >= before, seconds, "a replica does not come back with the new password")
+def relink(seconds: float) -> None:
+    """Let replicas log in anew, one after the other, so that never all are away at once; they know the new password."""
+    host = Host.read()
+    with contextlib.closing(local()) as redis:
+        for client in former_replicas(redis, host):
+            before = len(online(redis))
+            redis("CLIENT", "KILL", "ID", client["id"])
+            until(
+                lambda before=before: len(online(redis)) >= before,
+                seconds,
+                "a replica does not come back with the new password",
+            )
+        if former := former_replicas(redis, host):
+            raise RedisError(f"{former[0]['addr']} follows with a former password: run site.yml on that host, too")
 
 
 def acl(lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -629,6 +637,8 @@ def main() -> None:
     applying = commands.add_parser("apply")
     applying.add_argument("--check", action="store_true", help="say what would be changed, and change nothing")
     applying.add_argument("--seconds", type=float, default=600, help="how long to wait for the data of the primary")
+    relinking = commands.add_parser("relink")
+    relinking.add_argument("--seconds", type=float, default=600, help="how long to wait for a replica")
     commands.add_parser("switch").add_argument("--to", default="", help="address of the host that is to be the primary")
     commands.add_parser("prefer").add_argument("--off", action="store_true")
     given = parser.parse_args()
@@ -643,13 +653,15 @@ def main() -> None:
             forget(120)
         elif given.command == "leave":
             leave()
+        elif given.command == "relink":
+            relink(given.seconds)
         elif given.command == "status":
             print(json.dumps(status()))
         elif given.command == "apply":
             changes = Changes(check=given.check)
             apply(changes, given.seconds)
-            said = {"restart_sentinel": changes.restart_sentinel, "strangers": changes.strangers}
-            print(json.dumps(said | {"changed": changes.done}))
+            todo = ("restart_sentinel", "strangers", "former_replicas")
+            print(json.dumps({name: getattr(changes, name) for name in todo} | {"changed": changes.done}))
         else:
             print(json.dumps({"primary": switch(given.to) if given.command == "switch" else promote()}))
     except (OSError, RedisError, subprocess.CalledProcessError) as error:
