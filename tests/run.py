@@ -1,9 +1,9 @@
-"""The whole check: lint, unit tests and every Molecule scenario, two at a time.
+"""The whole check: lint, unit tests and every Molecule scenario that a day has time for, three at a time.
 
-    ./larder test            lint, unit, and the scenarios of molecule/; of rotation what a day has time for
+    ./larder test            lint, unit, and the scenarios of molecule/ that are not in LONG
     ./larder test quick      lint and unit, side by side
     ./larder test redis      one scenario; also lint, unit, soak, or several of these
-    ./larder test rotation   all of it: three rotations, killed at every step, CAs renewed
+    ./larder test rotation   one of LONG, with all of it: three rotations, killed at every step, CAs renewed
     ./larder bench           the scenario bench, which measures, and its report
 
 A scenario runs in the caller's environment, as `molecule test -s NAME` does. Each part writes its output to
@@ -31,8 +31,8 @@ STATE = ROOT / ".larder"
 LOGS = STATE / "test"
 VENV = STATE / "test-venv"
 LOCK = ROOT / "tests/requirements.txt"
-# Two scenarios side by side keep two cores busy; the longest start first.
-LANES = 2
+# Three scenarios side by side keep two cores busy, since each waits a third of its time; the longest start first.
+LANES = 3
 LONGEST_FIRST = (
     "default",
     "rotation",
@@ -52,8 +52,8 @@ LONGEST_FIRST = (
     "base",
 )
 QUICK = ("lint", "unit")
-# Not yet seen whole on a quiet machine: by name and in soak, and part of the whole check once they are.
-REHEARSED = ("failover", "growth", "restore", "redis_failover", "timescaledb_failover")
+# An hour has no time for these: they run by name and in soak, with all that takes long (LARDER_SOAK).
+LONG = ("failover", "growth", "redis_failover", "restore", "rotation", "timescaledb_failover")
 # The soaks take too long for every day, and bench measures without passing or failing: outside molecule/, where
 # `molecule test --all` does not find them.
 OTHERS = ("soak", "soak_restore", "bench")
@@ -134,18 +134,13 @@ def daily(scenario: str) -> Callable[[], list[list[str]]]:
     return lambda: [molecule(scenario)]
 
 
-def whole_rotation() -> list[list[str]]:
-    """Return the scenario rotation with all that takes long."""
-    return [["env", "LARDER_SOAK=1", *molecule("rotation")]]
+def whole(scenario: str) -> Callable[[], list[list[str]]]:
+    """Return a scenario with all that takes long."""
+    return lambda: [["env", "LARDER_SOAK=1", *molecule(scenario)]]
 
 
 def soak() -> list[list[str]]:
-    return [
-        molecule("soak"),
-        molecule("soak_restore"),
-        *whole_rotation(),
-        *(["env", "LARDER_SOAK=1", *molecule(name)] for name in REHEARSED),
-    ]
+    return [molecule("soak"), molecule("soak_restore"), *(command for name in LONG for command in whole(name)())]
 
 
 def bench() -> list[list[str]]:
@@ -227,13 +222,11 @@ def show(part: str) -> None:
 def chosen(names: Sequence[str]) -> dict[str, Callable[[], list[list[str]]]]:
     """Return the parts to run, by name."""
     parts: dict[str, Callable[[], list[list[str]]]] = {"lint": lint, "unit": unit}
-    parts |= {name: daily(name) for name in scenarios()} | {"soak": soak, "bench": bench}
+    parts |= {name: (whole if name in LONG else daily)(name) for name in scenarios()} | {"soak": soak, "bench": bench}
     unknown = [name for name in names if name not in (*parts, "quick")]
     if unknown:
         sys.exit(f"larder test: no such part: {', '.join(unknown)}; there are quick, {', '.join(parts)}")
-    if names:
-        parts["rotation"] = whole_rotation
-    wanted = {*names, *(QUICK if "quick" in names else ())} or parts.keys() - {*OTHERS, *REHEARSED}
+    wanted = {*names, *(QUICK if "quick" in names else ())} or parts.keys() - {*OTHERS, *LONG}
     return {name: part for name, part in parts.items() if name in wanted}
 
 
