@@ -14,7 +14,7 @@ Nothing is tried again, every error is a failure, and every value is compared: w
 feature, value) or with what the first answers said. ``tokens.json`` ({"reader": ..., "writer": ...}) and the CA file
 are read again when they change, so that a rotation can be followed. The text in ``--phase FILE`` names the phase under
 which requests are counted. The result is JSON on standard output, times in milliseconds; ``gap`` is the longest time in
-seconds from an answer to the next one with a failure between them, 0 where nothing failed.
+seconds from an answer to the next one, or to the end, with a failure between them; 0 where nothing failed.
 
 Only Python's standard library is needed.
 """
@@ -89,12 +89,14 @@ class Results:
     def answered(self, phase: str, kind: str, seconds: float) -> None:
         with self._lock:
             self._times[phase, kind].append(seconds * 1000)
-            now = time.monotonic()
             if kind in self._failing:
-                self._failing.remove(kind)
-                gap = now - self._last.get(kind, self._began)
-                self._gaps[phase, kind] = max(gap, self._gaps.get((phase, kind), 0))
-            self._last[kind] = now
+                self._end_gap(phase, kind)
+            self._last[kind] = time.monotonic()
+
+    def _end_gap(self, phase: str, kind: str) -> None:
+        self._failing.remove(kind)
+        gap = time.monotonic() - self._last.get(kind, self._began)
+        self._gaps[phase, kind] = max(gap, self._gaps.get((phase, kind), 0))
 
     def failed(self, phase: str, kind: str, why: str) -> None:
         with self._lock:
@@ -106,6 +108,9 @@ class Results:
             self._wrong.append(f"{datetime.now(UTC):%H:%M:%S.%f} {phase} {kind}: {what}")
 
     def summary(self) -> dict[str, Any]:
+        # What fails to the end has a gap, too.
+        for kind in sorted(self._failing):
+            self._end_gap(self.phase(), kind)
         phases: dict[str, dict[str, Any]] = defaultdict(dict)
         for (phase, kind), times in sorted(self._times.items()):
             times.sort()
@@ -114,8 +119,9 @@ class Results:
                 "p50": round(times[len(times) // 2], 3),
                 "p99": round(times[len(times) * 99 // 100], 3),
                 "max": round(times[-1], 3),
-                "gap": round(self._gaps.get((phase, kind), 0), 3),
             }
+        for phase, kind in self._times.keys() | self._gaps.keys():
+            phases[phase].setdefault(kind, {"requests": 0})["gap"] = round(self._gaps.get((phase, kind), 0), 3)
         return {
             "requests": sum(map(len, self._times.values())) + len(self._failures),
             "failed": len(self._failures),

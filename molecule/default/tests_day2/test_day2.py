@@ -290,7 +290,7 @@ def test_lost_state_is_reported_first_and_restored_by_one_run(site: Any, invento
     assert run.code == 0, run.output
     assert database.check_output(count) == bars
     assert client.read([CLOSE], ["GOOG.US", "SP500"]) == expected
-    assert "healthy" in pipeline.check_output("/usr/local/sbin/larder status")
+    assert pipeline.check_output("/usr/local/sbin/larder status").splitlines()[0] == "healthy"
 
 
 def test_one_entry_adds_a_feature_and_restarts_nothing(
