@@ -52,7 +52,7 @@ LONGEST_FIRST = (
     "base",
 )
 QUICK = ("lint", "unit")
-# An hour has no time for these: they run by name and in soak, with all that takes long (LARDER_SOAK).
+# These scenarios take too long for the whole check. They run by name and in soak, with their long tests (LARDER_SOAK).
 LONG = ("failover", "growth", "redis_failover", "restore", "rotation", "timescaledb_failover")
 # The soaks take too long for every day, and bench measures without passing or failing: outside molecule/, where
 # `molecule test --all` does not find them.
