@@ -61,6 +61,19 @@ def real_ratios(directory: Path) -> list[Ratios]:
     return series
 
 
+def walk(directory: Path) -> Path:
+    """A random walk as such a directory, for where no `./larder up` has left real bars; return the directory."""
+    random = np.random.default_rng(1)
+    close = 100 * np.exp(np.cumsum(random.normal(0, 0.02, 2000)))
+    directory.mkdir(exist_ok=True)
+    with (directory / "WALK.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Date", "Open", "High", "Low", "Close", "Volume"])
+        for price in close.tolist():
+            writer.writerow(["", price * 0.99, price * 1.02, price * 0.98, price, 1e6])
+    return directory
+
+
 def bars_of(number: int, days: int, series: Sequence[Ratios], seed: int) -> dict[str, npt.NDArray[np.float64]]:
     """The bars of one symbol, oldest first."""
     random = np.random.default_rng([seed, number, days])

@@ -13,8 +13,9 @@ Several kinds of clients run side by side, each at its rate on its own connectio
 Nothing is tried again, every error is a failure, and every value is compared: with ``--expected`` (JSON: symbol,
 feature, value) or with what the first answers said. ``tokens.json`` ({"reader": ..., "writer": ...}) and the CA file
 are read again when they change, so that a rotation can be followed. The text in ``--phase FILE`` names the phase under
-which requests are counted. The result is JSON on standard output, times in milliseconds; ``gap`` is the longest time in
-seconds from an answer to the next one, or to the end, with a failure between them; 0 where nothing failed.
+which requests are counted. The result is JSON on standard output, times of answers in milliseconds; ``gap`` is the
+longest time in seconds from an answer to the next one, or to the end, with a failure between them; 0 where nothing
+failed. ``longest`` is the longest time in seconds that a request took, whether it was answered or failed.
 
 Only Python's standard library is needed.
 """
@@ -82,6 +83,7 @@ class Results:
         self._last: dict[str, float] = {}
         self._failing: set[str] = set()
         self._gaps: dict[tuple[str, str], float] = {}
+        self._longest: dict[tuple[str, str], float] = defaultdict(float)
 
     def phase(self) -> str:
         return str(self._phase.get() or "all")
@@ -89,6 +91,7 @@ class Results:
     def answered(self, phase: str, kind: str, seconds: float) -> None:
         with self._lock:
             self._times[phase, kind].append(seconds * 1000)
+            self._longest[phase, kind] = max(seconds, self._longest[phase, kind])
             if kind in self._failing:
                 self._end_gap(phase, kind)
             self._last[kind] = time.monotonic()
@@ -98,10 +101,11 @@ class Results:
         gap = time.monotonic() - self._last.get(kind, self._began)
         self._gaps[phase, kind] = max(gap, self._gaps.get((phase, kind), 0))
 
-    def failed(self, phase: str, kind: str, why: str) -> None:
+    def failed(self, phase: str, kind: str, seconds: float, why: str) -> None:
         with self._lock:
             self._failing.add(kind)
-            self._failures.append(f"{datetime.now(UTC):%H:%M:%S.%f} {phase} {kind}: {why}")
+            self._longest[phase, kind] = max(seconds, self._longest[phase, kind])
+            self._failures.append(f"{datetime.now(UTC):%H:%M:%S.%f} {phase} {kind}: after {seconds:.2f} s: {why}")
 
     def wrong(self, phase: str, kind: str, what: str) -> None:
         with self._lock:
@@ -121,7 +125,9 @@ class Results:
                 "max": round(times[-1], 3),
             }
         for phase, kind in self._times.keys() | self._gaps.keys():
-            phases[phase].setdefault(kind, {"requests": 0})["gap"] = round(self._gaps.get((phase, kind), 0), 3)
+            shown = phases[phase].setdefault(kind, {"requests": 0})
+            shown["gap"] = round(self._gaps.get((phase, kind), 0), 3)
+            shown["longest"] = round(self._longest[phase, kind], 3)
         return {
             "requests": sum(map(len, self._times.values())) + len(self._failures),
             "failed": len(self._failures),
@@ -250,7 +256,7 @@ class Load:
                 self.results.wrong(phase, kind, str(difference))
                 self.results.answered(phase, kind, time.monotonic() - started)
             except Exception as error:  # whatever it is, the client got no answer
-                self.results.failed(phase, kind, f"{type(error).__name__}: {error}")
+                self.results.failed(phase, kind, time.monotonic() - started, f"{type(error).__name__}: {error}")
             else:
                 self.results.answered(phase, kind, time.monotonic() - started)
             turn += 1

@@ -9,13 +9,13 @@ the machine does meanwhile, it does to both. For each case the ratio of their ti
 least and the most. Less than 1: this checkout is quicker. Where the answers differ, the exit code is 1.
 
 PostgreSQL with TimescaleDB is the server that LARDER_TEST_POSTGRES names, as in the tests, or starts in a container of
-the trial's image. With neither, only reads are measured. Redis is the local redis-server (Debian: redis-tools).
+the trial's image. With neither, only reads are measured. Redis is the local redis-server (Debian: redis-tools);
+wrk asks (Debian: wrk).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
@@ -29,15 +29,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psycopg
 import pyarrow.feather
-import uvloop
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 import data
 import serving
+import wrk
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 240  # after which no further round begins
@@ -98,19 +97,6 @@ def postgres() -> Iterator[str | None]:
 # --- one side of a case, in a process of its own with the other commit's src first in its path ---
 
 
-def bars(directory: Path) -> Path:
-    """A random walk as a file, from which bench/data.py draws: real bars come only with ./larder up."""
-    random = np.random.default_rng(1)
-    close = 100 * np.exp(np.cumsum(random.normal(0, 0.02, 2000)))
-    directory.mkdir(exist_ok=True)
-    with (directory / "WALK.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["Date", "Open", "High", "Low", "Close", "Volume"])
-        for price in close.tolist():
-            writer.writerow(["", price * 0.99, price * 1.02, price * 0.98, price, 1e6])
-    return directory
-
-
 def side(case: str, directory: Path) -> Callable[[], Any]:
     """What is timed; what that returns leaves the answer in the directory."""
     import compute
@@ -118,7 +104,7 @@ def side(case: str, directory: Path) -> Callable[[], Any]:
     import materialize
 
     given, url = directory.parent / "feature_store.yaml", os.environ["LARDER_TEST_POSTGRES"]
-    series = bars(directory / "walk")
+    series = data.walk(directory / "walk")
     if case == "compute":
         files = directory / "files"
         files.mkdir()
@@ -198,15 +184,15 @@ def answer(directory: Path) -> Any:
 Cases = dict[str, list[Callable[[], float]]]  # the sides of each, this checkout's first; they return seconds
 
 
-def read(load: serving.Load) -> float:
-    return 1 / uvloop.run(load.run(READ_SECONDS))["requests_per_s"]
+def read(load: wrk.Load) -> float:
+    return 1 / load.run(READ_SECONDS)["requests_per_s"]
 
 
 def readers(stack: ExitStack, sources: list[Path], place: Path, port: int) -> Cases:
     """Reads of 1 and of 100 symbols from a server of each side; an answer that differs ends the run."""
     found: Cases = {}
     symbols = [f"S{number:04d}.US" for number in range(SYMBOLS)]
-    answers = {size: serving.Answers() for size in (1, 100)}
+    answers = {size: wrk.Answers() for size in (1, 100)}
     for number, source in enumerate(sources):
         directory = place / f"server_{number}"
         directory.mkdir()
@@ -215,9 +201,9 @@ def readers(stack: ExitStack, sources: list[Path], place: Path, port: int) -> Ca
         features = [f"{view}:{name}" for view, names in views.items() for name in names]
         url, _ = stack.enter_context(serving.servers(directory, 2, ["larder"], source))["larder"]
         for size, same in answers.items():
-            requests = [serving.http_request(url, batch, features, "") for batch in serving.batches(symbols, size, 1)]
-            load = serving.Load(url, requests, same, 8, None)
-            uvloop.run(load.run(serving.WARM_SECONDS))
+            requests = [wrk.http_request(url, batch, features) for batch in serving.batches(symbols, size, 1)]
+            load = wrk.Load(url, requests, same, 8)
+            load.warm()
             sides = found.setdefault(f"reads, {size} x {len(features)} features", [])
             sides.append(partial(read, load))
     return found
@@ -239,7 +225,7 @@ def stores(stack: ExitStack, sources: list[Path], place: Path, port: int, url: s
         "entity_key_serialization_version": 3,
     }
     (place / "feature_store.yaml").write_text(yaml.safe_dump(settings))
-    data.fill(url, SYMBOLS, DAYS, bars(place / "walk"))
+    data.fill(url, SYMBOLS, DAYS, data.walk(place / "walk"))
     found: Cases = {}
     for case, title in TITLES.items():
         try:

@@ -1,38 +1,33 @@
 #!/usr/bin/env python3
-"""Online reads by Larder's feature server, by Feast's own and by Redis alone: the same data, answers and machine.
+"""Online reads by Larder's feature server, by Feast's own, and the least that they can cost: the same data and answers.
 
     python bench/serving.py > serving.json
-    python bench/serving.py --target https://192.0.2.15:8443 --ca ca.crt --token token.txt --symbols GOOG.US EURUSD
 
 Measured, each with its own processes over one Redis without persistence:
 
 - ``larder``: gunicorn as the role feature_server runs it;
 - ``feast``: ``feast serve``, nothing but the number of workers said;
 - ``feast_tuned``: the same with PYTHONOPTIMIZE=1, no access log and workers that are not recycled;
-- ``floor``: the unavoidable, in as many processes as there are workers: one pipeline of one HMGET per symbol (redis-py
-  with hiredis), each value parsed by protobuf, no HTTP and no JSON.
+- ``floor``: one HMGET per symbol, pipelined, and each value decoded, in C++ (floor.cpp): no HTTP, no JSON, no client.
+  As many threads as there are workers, as many requests on their way as there are connections;
+- ``floor_json``: the same, with the answer's JSON.
 
-The data are the daily views of feature_repo (42 features) with random values, written by Feast. A closed loop of
-``--connections`` kept connections, in this one process, asks for 1, 10 or 100 symbols at a time, by plain HTTP on
-loopback: TLS is off for all. Every answer is compared with what Redis has and with what the other servers say; one that
-differs ends the run. The systems take turns in every run. The result is one JSON document, times in milliseconds.
+The data are the daily views of feature_repo (42 features): the last day of bars that walk at random. A fifth of the
+symbols is young, and has no value where a feature looks back further. wrk asks for 1, 10 or 100 symbols at a time over
+``--connections`` kept connections, by plain HTTP on loopback: TLS is off for all (gateway.py measures it). Every answer
+is compared with what Redis has and with what the other servers say; one that differs ends the run. The systems take
+turns in every run. The result is one JSON document, times in milliseconds; ``client_cores`` is what wrk took of a core.
 
-With ``--target`` a deployed instance is measured instead, and its answers are compared with one another only.
-
-It needs the hosts' packages (.larder/test-venv) and a redis-server (Debian: redis-tools).
+It needs the hosts' packages (.larder/test-venv), a redis-server (Debian: redis-tools), wrk and g++.
 """
 
 import argparse
-import asyncio
 import json
-import math
-import multiprocessing
 import os
 import platform
 import random
 import shutil
 import socket
-import ssl
 import statistics
 import struct
 import subprocess
@@ -40,23 +35,22 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
-from multiprocessing.connection import Connection
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any
 
-import uvloop
 from redis import Redis
 
+from wrk import Answers, Columns, Load, http_request
+
 ROOT = Path(__file__).resolve().parent.parent
-PATH = "/get-online-features"
 # Different requests of each size, asked in turn.
 REQUESTS = 20
-WARM_SECONDS = 1.0
+SYSTEMS = ("larder", "feast", "feast_tuned")
 FEATURE_STORE = """
 project: trading
 provider: local
@@ -68,187 +62,38 @@ entity_key_serialization_version: 3
 Views = dict[str, list[str]]
 
 
-class Different(Exception):  # noqa: N818 # not an error of the program
-    """An answer that is not what it should be."""
+# --- what Redis has, and the floor ---
 
 
-class Answers:
-    """What is known of the right answers to some requests."""
-
-    def __init__(self, values: Sequence[dict[str, list[Any]]] | None = None) -> None:
-        self.values = values
-        self.known: dict[int, str] = {}
-        self.seen: dict[int, set[bytes]] = {}
-
-    def check(self, request: int, body: bytes) -> None:
-        """Compare an answer with the values in Redis and with the other servers' answers, columns sorted by name."""
-        if body in self.seen.setdefault(request, set()):
-            return
-        answer = json.loads(body)
-        columns = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
-        if self.values is not None:
-            served = {name: column["values"] for name, column in columns.items()}
-            if served != self.values[request]:
-                raise Different(f"not what Redis has: {body[:200]!r}")
-        normal = json.dumps(columns, sort_keys=True)
-        if self.known.setdefault(request, normal) != normal:
-            raise Different(f"not what was answered before: {body[:200]!r}")
-        self.seen[request].add(body)
-
-
-class Client(asyncio.Protocol):
-    """One connection of a closed loop: the next request when the last is answered."""
-
-    def __init__(self, load: "Load") -> None:
-        self.load = load
-        self.received = b""
-        self.waiting = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
-        self.ask()
-
-    def ask(self) -> None:
-        self.waiting = time.perf_counter() < self.load.end
-        if not self.waiting:
-            self.transport.close()
-            return
-        self.request = self.load.turn()
-        self.sent = time.perf_counter()
-        self.transport.write(self.load.requests[self.request])
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        head, separator, body = self.received.partition(b"\r\n\r\n")
-        if not separator:
-            return
-        lines = head.lower().split(b"\r\n")
-        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
-        if len(body) < length:
-            return
-        self.load.milliseconds.append((time.perf_counter() - self.sent) * 1000)
-        self.received = b""
-        try:
-            if lines[0].split()[1] != b"200":
-                raise Different(body[:200].decode(errors="replace"))
-            self.load.answers.check(self.request, body)
-        except Exception as error:
-            self.load.stop(error)
-        if b"connection: close" in lines:
-            self.waiting = False
-            self.transport.close()
-        else:
-            self.ask()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        # Feast recycles its workers, and resets their connections.
-        self.load.resets += self.waiting
-        self.load.lost()
-
-
-class Load:
-    """A closed loop of `connections` over `requests`, for some seconds."""
-
-    def __init__(
-        self, url: str, requests: list[bytes], answers: Answers, connections: int, tls: ssl.SSLContext | None
-    ) -> None:
-        parts = urlsplit(url)
-        self.host, self.port = parts.hostname or "", parts.port or (443 if tls else 80)
-        self.requests, self.answers, self.connections, self.tls = requests, answers, connections, tls
-        self.turns = 0
-        self.error: Exception | None = None
-
-    def turn(self) -> int:
-        self.turns += 1
-        return self.turns % len(self.requests)
-
-    def stop(self, error: Exception) -> None:
-        self.error, self.end = error, 0.0
-
-    def lost(self) -> None:
-        if time.perf_counter() < self.end:
-            self.tasks.append(asyncio.ensure_future(self.connect()))
-        else:
-            self.open -= 1
-            if not self.open:
-                self.done.set()
-
-    async def connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                await loop.create_connection(lambda: Client(self), self.host, self.port, ssl=self.tls)
-                return
-            except OSError as error:
-                if time.perf_counter() >= self.end:
-                    self.stop(error)
-                    self.lost()
-                    return
-                await asyncio.sleep(0.05)
-
-    async def run(self, seconds: float) -> dict[str, float]:
-        """Return requests per second, and percentiles of the time that an answer took."""
-        self.milliseconds: list[float] = []
-        self.resets, self.open = 0, self.connections
-        self.error = None
-        self.tasks: list[asyncio.Future[None]] = []
-        self.done = asyncio.Event()
-        started = time.perf_counter()
-        self.end = started + seconds
-        for _ in range(self.connections):
-            await self.connect()
-        await asyncio.wait_for(self.done.wait(), seconds + 30)
-        if self.error:
-            raise self.error
-        return figures(self.milliseconds, time.perf_counter() - started) | {"resets": self.resets}
-
-
-def figures(milliseconds: list[float], seconds: float) -> dict[str, float]:
-    ordered = sorted(milliseconds)
-    return {
-        "requests_per_s": len(ordered) / seconds,
-        "p50_ms": ordered[len(ordered) // 2],
-        "p99_ms": ordered[min(len(ordered) - 1, math.ceil(len(ordered) * 0.99))],
-    }
-
-
-def http_request(url: str, symbols: list[str], features: list[str], token: str) -> bytes:
-    body = json.dumps({"features": features, "entities": {"symbol": symbols}, "full_feature_names": True}).encode()
-    head = [f"POST {PATH} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "Content-Type: application/json"]
-    head += [f"Content-Length: {len(body)}", *([f"Authorization: Bearer {token}"] if token else []), "", ""]
-    return "\r\n".join(head).encode() + body
-
-
-# --- the floor ---
-
-
-class Floor:
-    """HMGET and protobuf, and nothing else."""
+class Stored:
+    """What Redis has, read as plainly as can be."""
 
     def __init__(self, port: int, views: Views) -> None:
         from feast.infra.online_stores.helpers import _mmh3
         from feast.protos.feast.types.Value_pb2 import Value
-        from google.protobuf.timestamp_pb2 import Timestamp
 
-        self.redis = Redis(port=port)
-        self.value, self.timestamp = Value.FromString, Timestamp.FromString
+        self.redis, self.value = Redis(port=port), Value.FromString
         self.names = [f"{view}__{name}" for view, names in views.items() for name in names]
         self.fields = [_mmh3(f"{view}:{name}") for view, names in views.items() for name in names]
+        self.view_of = [number for number, names in enumerate(views.values()) for _ in names]
         self.times = [f"_ts:{view}".encode() for view in views]
 
-    def read(self, keys: Sequence[bytes]) -> dict[str, list[Any]]:
-        with self.redis.pipeline(transaction=False) as pipe:
-            for key in keys:
-                pipe.execute_command("HMGET", key, *self.fields, *self.times)  # type: ignore[no-untyped-call]
-            rows = pipe.execute()
-        columns: dict[str, list[Any]] = {name: [] for name in self.names}
-        for row in rows:
-            for name, raw in zip(self.names, row, strict=False):
-                value = self.value(raw)
-                columns[name].append(getattr(value, value.WhichOneof("val")))
-            for raw in row[len(self.names) :]:
-                self.timestamp(raw)
-        return columns
+    def read(self, symbols: Sequence[str]) -> Columns:
+        rows = [self.redis.execute_command("HMGET", key(symbol), *self.fields) for symbol in symbols]  # type: ignore[no-untyped-call]
+        values = [[self.value(raw or b"") for raw in row] for row in rows]
+        plain = [[getattr(value, value.WhichOneof("val") or "", None) for value in row] for row in values]
+        return dict(zip(self.names, map(list, zip(*plain, strict=True)), strict=True))
+
+    def asked(self, batches: Sequence[Sequence[str]]) -> str:
+        """Return the input of floor.cpp."""
+        lines: list[Iterable[str]] = [
+            self.names,
+            map(str, self.view_of),
+            map(bytes.hex, self.fields),
+            map(bytes.hex, self.times),
+        ]
+        pairs = [chain.from_iterable((symbol, key(symbol).hex()) for symbol in batch) for batch in batches]
+        return "".join(" ".join(words) + "\n" for words in [*lines, *pairs])
 
 
 def key(symbol: str) -> bytes:
@@ -257,41 +102,34 @@ def key(symbol: str) -> bytes:
     return struct.pack("<III", 1, 2, len(name)) + name + struct.pack("<II", 2, len(value)) + value + b"trading"
 
 
-def floor_worker(pipe: Connection, port: int, views: Views) -> None:
-    floor = Floor(port, views)
-    pipe.send(None)
-    while (task := pipe.recv()) is not None:
-        seconds, requests = task
-        milliseconds: list[float] = []
-        started = time.perf_counter()
-        while (sent := time.perf_counter()) < started + seconds:
-            floor.read(requests[len(milliseconds) % len(requests)])
-            milliseconds.append((time.perf_counter() - sent) * 1000)
-        pipe.send(milliseconds)
+class Floor:
+    """floor.cpp for the requests of one size."""
+
+    def __init__(self, binary: Path, port: int, asked: str, chosen: argparse.Namespace, what: str) -> None:
+        self.command, self.port, self.asked = [str(binary)], str(port), asked
+        self.how = [str(chosen.workers), str(max(1, chosen.connections // chosen.workers))]
+        self.what = what
+
+    def run(self, seconds: float) -> dict[str, float]:
+        said = self.said("run", *self.how, str(seconds), self.what)
+        figures: dict[str, float] = json.loads(said)
+        return figures | {"resets": 0}
+
+    def check(self, answers: Answers) -> None:
+        for line in self.said("answers").splitlines():
+            answers.check(line.encode())
+
+    def said(self, what: str, *more: str) -> str:
+        command = [*self.command, what, self.port, *more]
+        return subprocess.run(command, input=self.asked, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-class Floors:
-    """As many processes as a server has workers."""
-
-    def __init__(self, workers: int, port: int, views: Views) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipes: list[Connection] = []
-        for _ in range(workers):
-            here, there = context.Pipe()
-            context.Process(target=floor_worker, args=(there, port, views), daemon=True).start()
-            here.recv()
-            self.pipes.append(here)
-
-    def run(self, requests: list[list[bytes]], seconds: float) -> dict[str, float]:
-        for pipe in self.pipes:
-            pipe.send((seconds, requests))
-        milliseconds = [took for pipe in self.pipes for took in pipe.recv()]
-        return figures(milliseconds, seconds)
-
-    def close(self) -> None:
-        for pipe in self.pipes:
-            with suppress(OSError):
-                pipe.send(None)
+def compiled(directory: Path) -> Path:
+    """Return the program of floor.cpp, compiled."""
+    compiler = shutil.which("g++") or sys.exit("serving.py needs g++ (Debian: g++)")
+    binary, source = directory / "floor", Path(__file__).with_name("floor.cpp")
+    subprocess.run([compiler, "-std=c++17", "-O2", "-march=native", "-pthread", "-o", binary, source], check=True)
+    return binary
 
 
 # --- the servers ---
@@ -339,10 +177,11 @@ def redis_server(directory: Path) -> Iterator[int]:
 
 
 def fill(directory: Path, symbols: list[str], seed: int) -> Views:
-    """Apply the daily views and write a row of random values for each symbol; return the views' features."""
+    """Apply the daily views and write the last day of each symbol; return the views' features."""
     import pandas as pd
     from feast import FeatureStore, FeatureView
-    from feast.types import Int64
+
+    import data
 
     sys.path.insert(0, str(ROOT / "feature_repo"))
     import entities
@@ -352,16 +191,18 @@ def fill(directory: Path, symbols: list[str], seed: int) -> Views:
     views = [view for view in views if view.stream_source is None]
     store = FeatureStore(fs_yaml_file=directory / "feature_store.yaml")
     store.apply([entities.symbol, *views])
-    chance = random.Random(seed)  # noqa: S311 # not for secrets
+    series = data.real_ratios(data.walk(directory / "walk"))
+    columns: dict[str, dict[str, list[Any]]] = {}
+    for number, _ in enumerate(symbols):
+        days = 5 + number % 50 if number % 5 == 0 else 250
+        bars = data.FORMULAS.of(data.SOURCE, data.bars_of(number, days, series, seed))
+        for view in data.FORMULAS.definitions.views:
+            for name, values in bars.features(view).items():
+                last = int(values[-1]) if name in data.INTEGERS else float(values[-1])
+                columns.setdefault(view.name, {}).setdefault(name, []).append(last)
     for view in views:
         frame: dict[str, Any] = {"symbol": symbols, "event_timestamp": datetime(2026, 1, 2, tzinfo=UTC)}
-        for field in view.features:
-            whole = field.dtype == Int64
-            frame[field.name] = [
-                chance.randrange(10**7) if whole else chance.gauss(100, 30) * 10 ** chance.randint(-2, 0)
-                for _ in symbols
-            ]
-        store.write_to_online_store(view.name, pd.DataFrame(frame))
+        store.write_to_online_store(view.name, pd.DataFrame(frame | columns[view.name]))
     return {view.name: [field.name for field in view.features] for view in views}
 
 
@@ -369,7 +210,7 @@ def fill(directory: Path, symbols: list[str], seed: int) -> Views:
 def servers(
     directory: Path,
     workers: int,
-    names: Sequence[str] = ("larder", "feast", "feast_tuned"),
+    names: Sequence[str] = SYSTEMS,
     source: Path = ROOT / "src",
 ) -> Iterator[dict[str, tuple[str, subprocess.Popen[bytes]]]]:
     """Start each server; return its address and its main process by name. Larder's code is in `source`."""
@@ -378,7 +219,7 @@ def servers(
         "from larder.serving.gunicorn import *\n# Without TLS, which the other servers do not have either.\n"
         'certfile = keyfile = ca_certs = None\nworker_class = "uvicorn_worker.UvicornWorker"\n'
     )
-    ports = {name: free_port() for name in ("larder", "feast", "feast_tuned")}
+    ports = {name: free_port() for name in SYSTEMS}
     larder = {
         "CREDENTIALS_DIRECTORY": str(directory),
         "RUNTIME_DIRECTORY": str(directory),
@@ -462,34 +303,31 @@ def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     symbols = [f"S{n:04d}.US" for n in range(chosen.universe)]
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        floor = compiled(directory)
         port = stack.enter_context(redis_server(directory))
         (directory / "feature_store.yaml").write_text(FEATURE_STORE.format(directory=directory, port=port))
         views = fill(directory, symbols, chosen.seed)
         features = [f"{view}:{name}" for view, names in views.items() for name in names]
-        floor = Floor(port, views)
-        floors = Floors(chosen.workers, port, views)
-        stack.callback(floors.close)
-        started = stack.enter_context(servers(directory, chosen.workers))
-        names = [*started, "floor"]
-        runs: dict[tuple[int, str], list[dict[str, float]]] = {(n, name): [] for n in chosen.sizes for name in names}
-        loads: dict[tuple[int, str], Load] = {}
-        keys: dict[int, list[list[bytes]]] = {}
+        stored = Stored(port, views)
+        started = stack.enter_context(servers(directory, chosen.workers, chosen.systems))
+        loads: dict[tuple[int, str], Load | Floor] = {}
         for size in chosen.sizes:
             asked = batches(symbols, size, chosen.seed)
-            keys[size] = [[key(symbol) for symbol in batch] for batch in asked]
-            answers = Answers([floor.read(k) | {"symbol": batch} for k, batch in zip(keys[size], asked, strict=True)])
+            answers = Answers({tuple(batch): stored.read(batch) for batch in asked})
             for name, (url, _) in started.items():
-                requests = [http_request(url, batch, features, "") for batch in asked]
-                loads[size, name] = Load(url, requests, answers, chosen.connections, None)
-                uvloop.run(loads[size, name].run(WARM_SECONDS))
+                requests = [http_request(url, batch, features) for batch in asked]
+                loads[size, name] = load = Load(url, requests, answers, chosen.connections)
+                load.warm()
+            for name, what in (("floor", "values"), ("floor_json", "json")):
+                loads[size, name] = lowest = Floor(floor, port, stored.asked(asked), chosen, what)
+                lowest.check(answers)
+        names = [*started, "floor", "floor_json"]
+        runs: dict[tuple[int, str], list[dict[str, float]]] = {(n, name): [] for n in chosen.sizes for name in names}
         for number in range(chosen.runs):
             # Nobody is always first.
             for size in chosen.sizes:
                 for name in names[number % len(names) :] + names[: number % len(names)]:
-                    if name == "floor":
-                        figure = floors.run(keys[size], chosen.seconds) | {"resets": 0}
-                    else:
-                        figure = uvloop.run(loads[size, name].run(chosen.seconds))
+                    figure = loads[size, name].run(chosen.seconds)
                     runs[size, name].append(figure)
                     print(f"run {number + 1}, {size} x {len(features)}, {name}: {figure}", file=sys.stderr)
         memory = {name: round(peak_megabytes(main.pid), 1) for name, (_, main) in started.items()}
@@ -499,7 +337,7 @@ def compare(chosen: argparse.Namespace) -> dict[str, Any]:
         # Each run's own ratio: what the machine does meanwhile, it does to all of them.
         ratios = [
             {name: run["requests_per_s"] / of[name][n]["requests_per_s"] for name in names if name != "larder"}
-            | {"p99_over_feast_p50": run["p99_ms"] / of["feast"][n]["p50_ms"]}
+            | ({"p99_over_feast_p50": run["p99_ms"] / of["feast"][n]["p50_ms"]} if "feast" in of else {})
             for n, run in enumerate(of["larder"])
         ]
         result = {"symbols": size, "features": len(features)} | {name: summary(of[name]) for name in names}
@@ -507,41 +345,16 @@ def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"results": results, "peak_memory_mb": memory, "answers": "equal", "tls": False, "universe": chosen.universe}
 
 
-def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Measure a deployed instance."""
-    token = chosen.token.read_text().strip() if chosen.token else ""
-    tls = ssl.create_default_context(cafile=chosen.ca) if chosen.target.startswith("https:") else None
-    if tls and chosen.certificate:
-        tls.load_cert_chain(*chosen.certificate)
-    results = []
-    for size in chosen.sizes:
-        requests = [
-            http_request(chosen.target, batch, chosen.features, token)
-            for batch in batches(chosen.symbols, size, chosen.seed)
-        ]
-        load = Load(chosen.target, requests, Answers(), chosen.connections, tls)
-        uvloop.run(load.run(WARM_SECONDS))
-        runs = [uvloop.run(load.run(chosen.seconds)) for _ in range(chosen.runs)]
-        asked = min(size, len(chosen.symbols))
-        results.append({"symbols": asked, "features": len(chosen.features), "target": summary(runs)})
-    return {"results": results, "tls": tls is not None}
-
-
 def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure online reads.")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5, help="of each run of each system and size")
+    parser.add_argument("--seconds", type=int, default=5, help="of each run of each system and size")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100], help="symbols in a request")
     parser.add_argument("--connections", type=int, default=8, help="requests on their way at any moment")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS, help="with larder, beside the floors")
     parser.add_argument("--universe", type=int, default=500, help="symbols in Redis")
     parser.add_argument("--seed", type=int, default=20260101)
-    parser.add_argument("--target", help="measure what serves at https://host:port instead")
-    parser.add_argument("--ca", type=Path, help="PEM file of the target's authority")
-    parser.add_argument("--certificate", type=Path, nargs=2, help="PEM files of the client's certificate and its key")
-    parser.add_argument("--token", type=Path, help="file with the bearer token for the target")
-    parser.add_argument("--symbols", nargs="+", default=["GOOG.US", "EURUSD", "SP500", "NASDAQ"], help="of the target")
-    parser.add_argument("--features", nargs="+", default=["ohlcv_features:close"], help="of the target, view:feature")
     return parser.parse_args(arguments)
 
 
@@ -556,7 +369,7 @@ def main() -> None:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "settings": settings,
     }
-    json.dump(document | (measure(chosen) if chosen.target else compare(chosen)), sys.stdout, indent=2)
+    json.dump(document | compare(chosen), sys.stdout, indent=2)
     print()
 
 

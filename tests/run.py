@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ STATE = ROOT / ".larder"
 LOGS = STATE / "test"
 VENV = STATE / "test-venv"
 LOCK = ROOT / "tests/requirements.txt"
+PROMTOOL = STATE / "promtool"
 # Three scenarios side by side keep two cores busy, since each waits a third of its time; the longest start first.
 LANES = 3
 LONGEST_FIRST = (
@@ -41,6 +43,7 @@ LONGEST_FIRST = (
     "growth",
     "feature_server",
     "timescaledb_failover",
+    "monitoring",
     "timescaledb",
     "redis_failover",
     "restore",
@@ -53,7 +56,7 @@ LONGEST_FIRST = (
 )
 QUICK = ("lint", "unit")
 # These scenarios take too long for the whole check. They run by name and in soak, with their long tests (LARDER_SOAK).
-LONG = ("failover", "growth", "redis_failover", "restore", "rotation", "timescaledb_failover")
+LONG = ("failover", "growth", "monitoring", "redis_failover", "restore", "rotation", "timescaledb_failover")
 # The soaks take too long for every day, and bench measures without passing or failing: outside molecule/, where
 # `molecule test --all` does not find them.
 OTHERS = ("soak", "soak_restore", "bench")
@@ -102,6 +105,19 @@ def environment() -> None:
     stamp.write_text(lock)
 
 
+def promtool() -> None:
+    """Take promtool out of Debian's package, whose installation would start a Prometheus on this machine."""
+    if shutil.which("promtool") or (PROMTOOL / "usr/bin/promtool").exists():
+        return
+    PROMTOOL.mkdir(parents=True, exist_ok=True)
+    # A fresh machine has no list of packages.
+    subprocess.run(["apt-get", "update", "-qq"], check=True)
+    subprocess.run(["apt-get", "download", "-qq", "prometheus"], cwd=PROMTOOL, check=True)
+    (package,) = PROMTOOL.glob("prometheus_*.deb")
+    subprocess.run(["dpkg", "--extract", package, PROMTOOL], check=True)
+    package.unlink()
+
+
 def lint() -> list[list[str]]:
     """Return the commands that must find nothing."""
     scripts = [
@@ -140,7 +156,11 @@ def whole(scenario: str) -> Callable[[], list[list[str]]]:
 
 
 def soak() -> list[list[str]]:
-    return [molecule("soak"), molecule("soak_restore"), *(command for name in LONG for command in whole(name)())]
+    return [
+        molecule("soak"),
+        molecule("soak_restore"),
+        *(command for name in (*LONG, "pipeline") for command in whole(name)()),
+    ]
 
 
 def bench() -> list[list[str]]:
@@ -148,6 +168,7 @@ def bench() -> list[list[str]]:
     return [
         molecule("bench"),
         [sys.executable, "bench/deployment.py", str(results / "deployment.json")],
+        [sys.executable, "bench/hosts.py", str(results / "hosts.json")],
         [str(VENV / "bin/python"), "bench/report.py", str(results), "docs"],
     ]
 
@@ -240,6 +261,8 @@ def main() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
     if {"lint", "unit", "bench"} & parts.keys():
         environment()
+    if "unit" in parts:
+        promtool()
     started = time.monotonic()
     logs = ", ".join(map(where, parts)) if len(parts) <= 3 else f"{LOGS.relative_to(ROOT)}/"
     print(f"==> {', '.join(parts)}; output in {logs}", flush=True)

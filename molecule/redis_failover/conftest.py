@@ -139,7 +139,7 @@ def primary(inventory: Any, status: Callable[[str], dict[str, Any]]) -> Callable
 
 @pytest.fixture(scope="session")
 def settled(status: Callable[[str], dict[str, Any]]) -> Callable[[float], None]:
-    """Wait until one host is the primary, both others follow it, and all Sentinels answer."""
+    """Wait until one host is the primary, both others follow it, and all Sentinels would vote."""
 
     def settled(seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -75,6 +75,25 @@ config_option = click.option(
 )
 
 
+repo_option = click.option(
+    "--repo",
+    type=click.Path(path_type=Path),
+    default=Path("/opt/feast/feature_repo"),
+    show_default=True,
+    help="The feature repository.",
+)
+
+
+def _rules(repo: Path) -> Any:
+    """The rules of quality.yml. Names of features are judged where they are used."""
+    from larder.quality import rules
+
+    try:
+        return rules.read(repo)
+    except rules.RuleError as error:
+        raise ConfigError(str(error)) from None
+
+
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a user may say of files; an option that is not given is left to the configuration and to the format."""
     options = [
@@ -137,19 +156,21 @@ def _missing(path: Path) -> str:
 @main.command(epilog=EXIT_CODES)
 @click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR...", type=click.Path(path_type=Path))
 @file_options
+@repo_option
 @pass_credentials
-def load(credentials: Credentials, /, paths: tuple[Path, ...], config: Path | None, **options: Any) -> None:
+def load(credentials: Credentials, /, paths: tuple[Path, ...], config: Path | None, repo: Path, **options: Any) -> None:
     """Load daily bars from files: CSV of many kinds, Parquet, also compressed.
 
     Of a directory each new or changed file is loaded once; a FILE is loaded whenever it is named. `larder inspect` says
-    what a load would do. Impossible bars go into market_data.rejected_bars, with the reason.
+    what a load would do. Impossible bars go into market_data.rejected_bars, with the reason, and what the rules of
+    quality.yml doubt into quarantine.
     """
     given = _given(options)
     _present(paths)
     held = settings.read(config)
     from larder.bars.load import load as load_files
 
-    loaded = load_files(credentials.load_url, paths, held, given)
+    loaded = load_files(credentials.load_url, paths, held, given, _rules(repo))
     if loaded.refused:
         raise RefusedFileError(
             f"{loaded.refused} of the files could not be understood (see above); the others were loaded."
@@ -208,15 +229,6 @@ def formats(check: Path | None, config: Path | None) -> None:
     width = max(len(entry.name) for entry in listed) + 2
     for entry in listed:
         click.echo(f"{entry.name:<{width}}{entry.title}".rstrip())
-
-
-repo_option = click.option(
-    "--repo",
-    type=click.Path(path_type=Path),
-    default=Path("/opt/feast/feature_repo"),
-    show_default=True,
-    help="The feature repository.",
-)
 
 
 @main.command(epilog=EXIT_CODES)
@@ -314,7 +326,11 @@ def _stages(_context: click.Context, _parameter: click.Parameter, value: str) ->
     help="Where load finds files; may be given again.",
 )
 @days_option
-@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write pipeline.prom and status.prom here.")
+@click.option(
+    "--metrics-dir",
+    type=click.Path(path_type=Path),
+    help="Write pipeline.prom, status.prom, quality.prom, drift.prom and drift.html here.",
+)
 @config_option
 @repo_option
 @pass_credentials
@@ -327,7 +343,7 @@ def run(
     metrics_dir: Path | None,
     config: Path | None,
 ) -> None:
-    """Run the pipeline: load, compute, materialize. Only one runs at a time, on whichever host."""
+    """Run the pipeline: load, compute, materialize, check. Only one runs at a time, on whichever host."""
     from larder.operations.pipeline import run as run_stages
 
     try:
@@ -437,3 +453,183 @@ def explain(
     click.echo(json.dumps(told.as_dict(), indent=2, default=str) if as_json else operation.as_text(told))
     if told.problems:
         raise UnhealthyError("What is stored does not agree, for the reasons above.")
+
+
+@main.group(epilog=EXIT_CODES)
+def quarantine() -> None:
+    """List, release or drop the bars that a rule of quality.yml holds back."""
+
+
+def which_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--symbol", help="Those of one symbol."),
+        click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="Those of one day."),
+        click.option("--rule", help="Those that one rule holds, such as split or jump."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _which(symbol: str | None, day: datetime | None, rule: str | None) -> Any:
+    from larder.operations.quarantine import Which
+
+    return Which(symbol, day.date() if day else None, rule)
+
+
+@quarantine.command("list", epilog=EXIT_CODES)
+@which_options
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
+@pass_credentials
+def quarantine_list(
+    credentials: Credentials, symbol: str | None, day: datetime | None, rule: str | None, *, as_json: bool
+) -> None:
+    """List the bars in quarantine, each with the reason and its file."""
+    from larder.operations import quarantine as operation
+
+    bars = operation.listed(credentials, _which(symbol, day, rule))
+    click.echo(
+        json.dumps([bar.as_dict() for bar in bars], indent=2, default=str) if as_json else operation.as_text(bars)
+    )
+
+
+def _decide(
+    credentials: Credentials, symbol: str | None, day: datetime | None, rule: str | None, *, every: bool, release: bool
+) -> None:
+    from larder.operations import quarantine as operation
+
+    if every == any((symbol, day, rule)):
+        raise click.UsageError("Say which bars: --symbol, --day, --rule, or --all.")
+    count = operation.decide(credentials, _which(symbol, day, rule), release=release)
+    click.echo(f"{count} released: the next run computes with them." if release else f"{count} dropped.")
+
+
+all_option = click.option("--all", "every", is_flag=True, help="All bars in quarantine.")
+
+
+@quarantine.command("release", epilog=EXIT_CODES)
+@which_options
+@all_option
+@pass_credentials
+def quarantine_release(
+    credentials: Credentials, symbol: str | None, day: datetime | None, rule: str | None, *, every: bool
+) -> None:
+    """Store bars as if they had been good: the next run computes with them."""
+    _decide(credentials, symbol, day, rule, every=every, release=True)
+
+
+@quarantine.command("drop", epilog=EXIT_CODES)
+@which_options
+@all_option
+@pass_credentials
+def quarantine_drop(
+    credentials: Credentials, symbol: str | None, day: datetime | None, rule: str | None, *, every: bool
+) -> None:
+    """Leave bars out for good, also where they come again; a bar of the day with other values is judged anew."""
+    _decide(credentials, symbol, day, rule, every=every, release=False)
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("symbol", required=False)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@pass_credentials
+def quality(credentials: Credentials, symbol: str | None, *, as_json: bool) -> None:
+    """Say what the rules of quality.yml found: in all, or of SYMBOL, with its rejected and quarantined bars."""
+    from larder.operations import quality as operation
+
+    told = operation.page(credentials, symbol)
+    click.echo(json.dumps(told.as_dict(), indent=2, default=str) if as_json else operation.as_text(told))
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write quality.prom, drift.prom, drift.html here.")
+@click.option("--new-reference", is_flag=True, help="Make the references of drift anew, of the year before now.")
+@repo_option
+@pass_credentials
+def check(credentials: Credentials, repo: Path, metrics_dir: Path | None, *, new_reference: bool) -> None:
+    """Judge days, features and drift by quality.yml, as the last stage of a run does; ends with 5 if a rule fails."""
+    from larder.operations import checks
+
+    told = checks.run(credentials, repo, metrics_dir, new_reference=new_reference)
+    failed = [found for found in told.findings if found.severity == "fail"]
+    for found in told.findings[:20]:
+        click.echo(f"{found.severity} {found.rule} {found.of or found.symbol}: {found.message}.")
+    moved = sum(one.moved for one in told.drift)
+    click.echo(f"{len(told.findings)} findings; {moved} of {len(told.drift)} features have moved.")
+    if failed:
+        raise UnhealthyError(f"{len(failed)} findings of rules that may not find anything.")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report, with plots, here.")
+@repo_option
+@pass_credentials
+def drift(credentials: Credentials, repo: Path, html: Path | None, *, as_json: bool) -> None:
+    """Say how the newest values of each feature differ from their reference, as the last check found."""
+    from larder.operations import checks, metrics
+    from larder.operations import drift as operation
+
+    judged = operation.read(credentials)
+    if html:
+        metrics.write_text(html, checks.report(credentials, repo))
+    click.echo(json.dumps(operation.as_dicts(judged), indent=2, default=str) if as_json else operation.as_text(judged))
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option("--sample", type=click.IntRange(min=1), default=50, show_default=True, help="How many symbols.")
+@click.option("--symbol", "symbols", multiple=True, help="This symbol, instead of a sample; may be given again.")
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write verify.prom here, for node_exporter.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@repo_option
+@pass_credentials
+def verify(
+    credentials: Credentials,
+    repo: Path,
+    sample: int,
+    symbols: tuple[str, ...],
+    metrics_dir: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Compute again, from the bars, what clients are served of a sample of symbols; ends with 5 if a value is wrong."""
+    from larder.operations import metrics
+    from larder.operations import verify as operation
+
+    told = operation.verify(credentials, repo, sample, symbols)
+    if metrics_dir:
+        metrics.write_verified(metrics_dir, told.symbols, told.values, len(told.wrong), told.skipped)
+    click.echo(json.dumps(told.as_dict(), indent=2, default=str) if as_json else operation.as_text(told))
+    if told.wrong:
+        raise UnhealthyError(f"{len(told.wrong)} values that are served are not what the bars give.")
+
+
+@main.command(epilog=EXIT_CODES)
+@click.option("--samples", type=click.IntRange(min=1), default=5000, show_default=True, help="How many, at most.")
+@click.option(
+    "--from",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    help="An instance that keeps samples; may be given again.  [default: $LARDER_SAMPLES]",
+)
+@click.option("--metrics-dir", type=click.Path(path_type=Path), help="Write skew.prom here, for node_exporter.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@pass_credentials
+def skew(
+    credentials: Credentials, samples: int, urls: tuple[str, ...], metrics_dir: Path | None, *, as_json: bool
+) -> None:
+    """Compare what clients were served with a point-in-time join; ends with 5 if a value differs for no known reason.
+
+    `late` came after it was served, `corrected` was computed anew since, `expired` is older than the view's ttl, so
+    that a training set has null.
+    """
+    from larder.operations import metrics
+    from larder.operations import skew as operation
+
+    told = operation.skew(credentials, urls or operation.urls(), samples)
+    if metrics_dir:
+        metrics.write_skew(metrics_dir, told)
+    click.echo(json.dumps(told.as_dict(), indent=2, default=str) if as_json else operation.as_text(told))
+    if told.different:
+        raise UnhealthyError(f"{len(told.different)} values that were served are not what a training set has.")

@@ -17,12 +17,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from larder.features import definitions
 from larder.operations.credentials import Credentials
+from larder.quality import rules
 
 ADMIN = os.environ.get("LARDER_TEST_POSTGRES", "")
 REPO = Path(__file__).parents[2] / "feature_repo"
 DECLARED = yaml.safe_load((REPO / "tables.yml").read_text())
-SCHEMAS = [*DECLARED["schemas"], definitions.SCHEMA]
-TABLES = [*DECLARED["tables"], *definitions.read(REPO).tables()]
+SCHEMAS = [*DECLARED["schemas"], definitions.SCHEMA, rules.SCHEMA]
+TABLES = [*DECLARED["tables"], *definitions.read(REPO).tables(), *rules.read(REPO).tables()]
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,8 @@ def url():
                 keys = ", ".join(table["primary_key"]) if "primary_key" in table else None
                 columns += [f"PRIMARY KEY ({keys})"] if keys else []
                 connection.execute(f"CREATE TABLE {table['name']} ({', '.join(columns)})")
+                for index in table.get("indexes", ()):
+                    connection.execute(f"CREATE INDEX ON {table['name']} ({', '.join(index['columns'])})")
         yield url
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -471,12 +471,12 @@ def test_a_probe_opens_one_chunk_of_each_view_and_looks_near_first(connection, d
         cursor.execute(offline_store.PLAIN_PLANS)
         moment = pd.DataFrame({"k": ["k1"], "event_timestamp": [pd.Timestamp("2023-06-06 12:00", tz="UTC")]})
         entities = offline_store.Entities.of_frame(moment)
-        entities.create(cursor, ["k"])
+        entities.create(cursor, ["k"], table=True)
         probes = offline_store.Probes(cursor, entities)
         source = offline_store._view(cursor, context, probes)
         assert source.unique
         assert source.indexed
-        probes.create(source.bounds)
+        probes.create(source.bounds, table=True)
         [(first, last)] = probes.slices()
         joins = offline_store._joins(
             [source, source], source.bounds[first - 1], source.bounds[last], filter_by_created=False

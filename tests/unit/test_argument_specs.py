@@ -90,3 +90,37 @@ def test_every_variable_is_read_somewhere(role: Path) -> None:
         definition = re.compile(rf"^{name}:.*$|^#.*$", re.MULTILINE)
         texts = (definition.sub("", text) if path == own_defaults else text for path, text in text_of_readers())
         assert any(re.search(rf"\b{name}\b", text) for text in texts), f"nothing reads {name}"
+
+
+def uses(role: Path, kinds: set[str]) -> Iterator[tuple[Path, str, str, str]]:
+    """Yield where roles compute with a role's variables of these types: file, code before, name, code after."""
+    names = [name for name, option in options(role).items() if option.get("type") in kinds]
+    if not names:
+        return
+    number = re.compile(rf"(?<![\w.'\"])(?:{'|'.join(names)})\b(?!\s*=)")
+    for path, text in (found for found in text_of_readers() if found[0].suffix != ".py"):
+        for block in re.finditer(r"\{\{.*?\}\}|\{%.*?%\}|<<.*?>>|\b(?:when|that|until):.*?\n", text, re.DOTALL):
+            # Text in quotes is no name.
+            code = re.sub(r"'[^']*'", lambda quoted: " " * len(quoted.group()), block.group()[2:].removesuffix("}}"))
+            for use in number.finditer(code):
+                yield path, code[: use.start()], use.group(), code[use.end() :]
+
+
+def test_a_number_that_is_computed_with_may_be_text(role: Path) -> None:
+    """`-e NAME=20` is text, and Python's '20' * 86400 is no error."""
+    assert [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, before, name, after in uses(role, {"int", "float"})
+        if not re.match(r"\s*\|\s*(?:int|float)\b", after)
+        and (re.match(r"\s*(?:[*/+<]|>=?(?!>)|%(?!\}))", after) or re.search(r"(?:[*/+>]|(?<![\w%])-|<=?)\s*$", before))
+    ] == []
+
+
+def test_a_switch_may_be_text(role: Path) -> None:
+    """`-e NAME=false` is text, and true; as a condition it ends the run."""
+    assert [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, _, name, after in uses(role, {"bool"})
+        # Ansible reads its own keyword no_log as a switch.
+        if name != "larder_secure_logging" and not re.match(r"\s*\|\s*(?:bool\b|default\(\w+\)\s*\|\s*bool\b)", after)
+    ] == []

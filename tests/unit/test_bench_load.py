@@ -40,7 +40,7 @@ def test_a_failure_between_two_answers_is_a_gap_and_none_is_not(load: ModuleType
     for kind in ("single", "push"):
         results.answered("all", kind, 0.01)
     now[0] += 2
-    results.failed("all", "single", "503")
+    results.failed("all", "single", 0.5, "503")
     now[0] += 3
     for kind in ("single", "push"):
         results.answered("all", kind, 0.01)
@@ -51,7 +51,19 @@ def test_what_fails_to_the_end_or_from_the_beginning_has_a_gap(load: ModuleType,
     results = load.Results(load.Watched(None, Path))
     results.answered("all", "single", 0.01)
     now[0] += 2
-    results.failed("all", "single", "503")
-    results.failed("all", "push", "503")
+    results.failed("all", "single", 0.5, "503")
+    results.failed("all", "push", 0.5, "503")
     now[0] += 40
     assert gaps(results) == {"single": 42, "push": 42}
+
+
+def test_the_longest_request_is_told_whether_it_failed_or_not(load: ModuleType, now: list[float]) -> None:  # noqa: ARG001
+    results = load.Results(load.Watched(None, Path))
+    results.answered("all", "single", 0.4)
+    results.failed("all", "single", 0.5, "503")
+    results.answered("all", "push", 0.7)
+    results.failed("all", "push", 0.6, "503")
+    assert {kind: said["longest"] for kind, said in results.summary()["phases"]["all"].items()} == {
+        "single": 0.5,
+        "push": 0.7,
+    }

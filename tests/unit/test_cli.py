@@ -53,7 +53,7 @@ def test_help_waits_for_no_heavy_import():
     [
         (["load", "."], 2, "No credentials: give --credentials DIR"),
         (["--credentials", "/nowhere", "load", "."], 2, "/nowhere is not a directory"),
-        (["run", "--stages", "lode"], 2, "it may hold load, compute, materialize"),
+        (["run", "--stages", "lode"], 2, "it may hold load, compute, materialize, check"),
         (["materialize", "--days", "0"], 2, "--days"),
         (["load", "/nowhere.csv"], 2, "does not exist"),
     ],

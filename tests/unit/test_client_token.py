@@ -21,6 +21,7 @@ all:
     larder_gateway_port: 9443
     gateway_tokens: {reader: [the-reader, the-former-reader], writer: the-writer}
 """
+BOARD = INVENTORY + "    monitoring_tokens: {viewer: [the-viewer, the-former-viewer]}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +29,8 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
-def write(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (folder / "hosts.yml").write_text(INVENTORY)
+def write(folder: Path, *arguments: str, inventory: str = INVENTORY) -> subprocess.CompletedProcess[str]:
+    (folder / "hosts.yml").write_text(inventory)
     return playbooks.run(
         "ansible/client_token.yml",
         *(f"--extra-vars={argument}" for argument in arguments),
@@ -56,4 +57,19 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     done = write(tmp_path, "token_role=admin")
     assert done.returncode != 0
     assert "token_path is missing" in done.stdout
-    assert "token_role is admin and may be reader or writer" in done.stdout
+    assert "token_role is admin and may be reader, writer or viewer" in done.stdout
+
+
+def test_a_viewers_token_is_written_as_the_password_of_the_board(tmp_path: Path) -> None:
+    path = tmp_path / "board.password"
+    arguments = "token_role=viewer", f"token_path={path}"
+    without = write(tmp_path, *arguments)
+    assert without.returncode != 0
+    assert "there is no board" in " ".join(without.stdout.split())
+    assert not path.exists()
+    done = write(tmp_path, *arguments, inventory=BOARD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert path.read_text() == "the-viewer\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "the-" not in done.stdout + done.stderr
+    assert f"https://192.0.2.15:9443/board/ in a browser that trusts {tmp_path}/ca.crt" in " ".join(done.stdout.split())

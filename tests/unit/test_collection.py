@@ -45,7 +45,8 @@ PLAYBOOK = """\
 
     - name: Show a login, the ports and the packages
       ansible.builtin.debug:
-        msg: "{{ __redis_logins | first }} {{ (query('larder.stack.declared', 'ports') | first).port }}
+        msg: "{{ __redis_logins | first }}
+          {{ (query('larder.stack.declared', 'ports') | selectattr('service', 'eq', 'redis') | first).port }}
           {{ query('larder.stack.declared', 'packages') | select('match', 'redis') | first }}"
 """
 

@@ -44,7 +44,9 @@ PORTS = {
     for number in range(SHARED.get(name.replace("_check", "").replace("_port", "_instances"), 1))
 }
 UNIT = re.compile(
-    r"(cron|docker|haproxy|patroni|etcd|pgbackrest|larder-drill|postgresql@17-main|redis-server|feature-pipeline|(feature|push)-server@(\d|\*|\$n))(\.service)?"
+    r"(UNIT|NAME|cron|docker|haproxy|patroni|etcd|pgbackrest|larder-(drill|status)|postgresql@17-main|redis-(server|sentinel)|"
+    r"systemd-timesyncd|prometheus(-alertmanager|-(node|postgres|redis|blackbox)-exporter)?|feature-pipeline|feast-(verify|skew)|"
+    r"(feature|push)-server@(\d|\*|\$n))(\.(service|timer))?"
 )
 TAGS = {NEW_ROLE} | set(re.findall(r"\w+", " ".join(re.findall(r"tags: \[(.+)\]", (ROOT / "site.yml").read_text()))))
 VARIABLES = " ".join(

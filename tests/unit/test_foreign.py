@@ -27,6 +27,7 @@ NONE = {
     "redis": None,
     "haproxy": None,
     "keepalived": None,
+    "services": None,
     "home": None,
     "firewall": None,
     "authorities": None,
@@ -167,6 +168,20 @@ def test_the_instances_of_a_keepalived_are_named_and_the_stacks_own_is_none(root
     assert sentence.startswith(f"it has a keepalived of somebody else: {path} has vrrp_instance shop; use another host")
     path.write_text((Path(__file__).parents[2] / "roles/gateway/templates/keepalived.conf.j2").read_text())
     assert sentences(0, "", keepalived=look) == []
+
+
+def test_an_exporter_that_runs_is_named_and_the_stacks_own_or_a_stopped_one_is_none(root: Path) -> None:
+    drop_in = "/etc/systemd/system/prometheus-node-exporter.service.d/larder.conf"
+    look = {"prometheus-node-exporter": drop_in}
+    (sentence,) = sentences(0, "", services=look, variable="exporters_take_over")
+    assert sentence == (
+        "it has a prometheus-node-exporter of somebody else, which runs; use another host, or let Larder take it over "
+        "with exporters_take_over: true"
+    )
+    assert sentences(0, "", services=look, variable="")[0].endswith("of somebody else, which runs; use another host")
+    assert sentences(3, "", services=look) == []
+    write(root / drop_in.lstrip("/"), "")
+    assert sentences(0, "", services=look) == []
 
 
 def test_the_frontends_of_an_haproxy_are_named(root: Path) -> None:

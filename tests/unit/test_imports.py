@@ -8,10 +8,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src/larder"
 # From the bottom to the top. A part imports from itself and from lower layers, not from others of its own layer.
-PARTS = ("errors log origin", "feast_version", "postgres", "bars features plugins serving", "operations", "cli")
+PARTS = (
+    "errors log origin strict_yaml",
+    "feast_version",
+    "postgres",
+    "quality",
+    "bars features plugins serving",
+    "operations",
+    "cli",
+)
 # The same within a part; `bars` is its __init__.
 MODULES = {
-    "postgres": ("binary session", "tables"),
+    "postgres": ("binary session", "arrays tables"),
+    "quality": ("rules", "judge", "gate"),
     "bars": (
         "model source",
         "catalogue numbers",
@@ -30,17 +39,18 @@ MODULES = {
         "checks drain failures redis_line turns",
         "explain push query",
         "plan",
-        "answer hashes",
+        "answer hashes served",
         "online",
         "application",
         "gunicorn",
     ),
     "operations": (
         "credentials facts feast_store registry",
-        "active backups evictions freshness join metrics probe runs",
-        "apply materialize",
-        "explain survey",
-        "status",
+        "active backups evictions freshness join lineage metrics probe runs",
+        "apply check explain materialize quarantine",
+        "drift quality skew verify",
+        "drift_report survey",
+        "checks status",
         "pipeline",
     ),
 }

@@ -1,26 +1,34 @@
 """The online store that follows the primary: TLS and login everywhere, three Sentinels, servers that die or hang."""
 
 import asyncio
+import gc
 import hashlib
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
-from contextlib import contextmanager, suppress
+import weakref
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
+from ports import free_ports
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from larder.plugins.online_store import (
     Answer,
+    Primary,
     RedisPrimaryOnlineStore,
     RedisPrimaryOnlineStoreConfig,
     agreed,
     alone,
     newest,
+    watch,
 )
 from larder.serving.redis_line import Line
 
@@ -50,14 +58,32 @@ def test_one_server_alone_may_say_that_it_is_the_primary():
         alone([Answer(A), Answer(B)])
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def test_sentinels_that_keep_silent_are_late_and_who_asks_a_moment_later_is_refused_at_once():
+    with ExitStack() as opened:
+        # The kernel takes the connection, and nobody answers.
+        ports = [opened.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)]
+        text = ",".join([*(f"127.0.0.1:{port}" for port in ports), "password=x", "socket_timeout=2"])
+        config = RedisPrimaryOnlineStoreConfig(
+            redis_type="redis_sentinel", sentinel_master="larder", connection_string=text
+        )
+        line = Line(asyncio.run(RedisPrimaryOnlineStore()._get_client_async(config)))
+        with pytest.raises(RedisTimeoutError, match="no node says"):
+            asyncio.run(line.ask(HMGET, 1))
+        started = time.monotonic()
+        # Another instance may reach them: the gateway asks it after a lost connection, not after a time limit.
+        with pytest.raises(RedisConnectionError, match="a moment ago"):
+            asyncio.run(line.ask(HMGET, 1))
+        assert time.monotonic() - started < 0.3
+
+
+def test_sentinels_that_refuse_connections_are_away_and_not_late():
+    nodes = ",".join(f"127.0.0.1:{port}" for port in free_ports(3))
+    config = RedisPrimaryOnlineStoreConfig(
+        redis_type="redis_sentinel", sentinel_master="larder", connection_string=f"{nodes},password=x,socket_timeout=2"
+    )
+    line = Line(asyncio.run(RedisPrimaryOnlineStore()._get_client_async(config)))
+    with pytest.raises(RedisConnectionError, match="no node says"):
+        asyncio.run(line.ask(HMGET, 1))
 
 
 class Nodes:
@@ -294,6 +320,70 @@ def test_reads_leave_a_former_primary_that_goes_on_to_answer(nodes):
     assert before == after == ("127.0.0.1", nodes.primary())
 
 
+def test_reads_leave_a_former_primary_that_wakes_up_and_answers(nodes):
+    """Nothing was lost: no request met the primary while it hung."""
+
+    async def main():
+        store = RedisPrimaryOnlineStore()
+        line = Line(await store._get_client_async(nodes.config()))
+        nodes.client(old).hset(KEY, "f", "of before")
+        assert await line.ask(HMGET, 1) == [[b"of before"]]
+        nodes.signal(old, signal.SIGSTOP)
+        try:
+            with nodes.watched():
+                await asyncio.to_thread(nodes.until, lambda: nodes.primary() != old)
+            nodes.client(nodes.primary()).hset(KEY, "f", "of now")
+            await asyncio.to_thread(nodes.until, lambda: store._primary.address[1] == nodes.primary())
+        finally:
+            nodes.signal(old, signal.SIGCONT)
+        assert nodes.client(old).hget(KEY, "f") == "of before"
+        assert await line.ask(HMGET, 1) == [[b"of now"]]
+        line.close()
+
+    old = nodes.primary()
+    asyncio.run(main())
+    nodes.settled()
+
+
+def test_a_watch_goes_on_after_what_it_does_not_understand(monkeypatch):
+    """A Sentinel that says something else, once, is asked again."""
+    asked = []
+
+    async def ask(*_):
+        asked.append(0)
+        if len(asked) == 1:
+            raise KeyError("ip")
+        return Answer(B, 1)
+
+    async def main(primary):
+        watching = asyncio.create_task(watch(weakref.ref(primary)))
+        while primary.address is None:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    monkeypatch.setattr(Primary, "ask_sentinel", ask)
+    monkeypatch.setattr("larder.plugins.online_store.WATCH_SECONDS", 0.01)
+    primary = Primary([A], "larder", AsyncRedis())
+    asyncio.run(asyncio.wait_for(main(primary), 10))
+    assert primary.address == B
+
+
+def test_a_watch_ends_with_the_store(nodes):
+    def watching():
+        return [thread for thread in threading.enumerate() if thread.name == "redis-sentinels"]
+
+    before = watching()
+    store = RedisPrimaryOnlineStore()
+    client = store._get_client(nodes.config())
+    client.ping()
+    [thread] = [thread for thread in watching() if thread not in before]
+    client.connection_pool.disconnect()
+    del store, client
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_connection_to_a_former_primary_is_given_up(nodes, writer):
     """Nothing cuts it: the former primary goes on to answer reads, and refuses writes."""
     old, new = nodes.primary(), nodes.replica()
@@ -317,6 +407,45 @@ def test_a_primary_without_replicas_is_asked_for_again(nodes, writer):
     primary.config_set("min-replicas-to-write", 0)
     writer.hset(KEY, "f", 3)
     assert writer.hget(KEY, "f") == b"3"
+
+
+def write(client):
+    with client.pipeline(transaction=False) as pipe:
+        pipe.hset(KEY, "f", 6)
+        pipe.expire(KEY, 1000)
+        return pipe.execute()
+
+
+def test_a_write_is_done_when_a_replica_has_it(nodes):
+    async def both():
+        config = nodes.config()
+        config.wait_replicas = 1
+        store = RedisPrimaryOnlineStore()
+        client = await store._get_client_async(config)
+
+        async def write_async():
+            async with client.pipeline(transaction=False) as pipe:
+                return await pipe.hset(KEY, "f", 6).execute()
+
+        assert write(store._get_client(config)) == [0, True]
+        assert await write_async() == [0]
+        replica = nodes.replica()
+        nodes.signal(replica, signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisConnectionError, match="NOREPLICAS 0 of 1 replicas"):
+                write(store._get_client(config))
+            with pytest.raises(RedisConnectionError, match="NOREPLICAS 0 of 1 replicas"):
+                await write_async()
+            assert store._get_client(config).hget(KEY, "f") == b"6"
+            assert write(RedisPrimaryOnlineStore()._get_client(nodes.config())) == [0, True]
+        finally:
+            nodes.signal(replica, signal.SIGCONT)
+        nodes.settled()
+        assert write(store._get_client(config)) == [0, True]
+        await client.aclose()
+
+    nodes.client(nodes.primary()).hset(KEY, "f", 0)
+    asyncio.run(both())
 
 
 @pytest.mark.parametrize("how", ["killed", "hung"])

@@ -213,7 +213,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a certificate for no service": (
         {"certificate_provided": {"haproxy": authority(ca=False)}},
-        "certificate_provided has an entry for no service; there are backup, database_proxy, etcd, feast, gateway, ",
+        "certificate_provided has an entry for no service; there are backup, database_proxy, etcd, exporters, feast, ",
     ),
     "port 0": (
         {"larder_gateway_port": 0},
@@ -234,6 +234,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "two services on a port": (
         {"larder_gateway_port": 6567},
         "server1: larder_gateway_port is 6567 for 1 instances and meets larder_feature_server_port at port 6567.",
+    ),
+    "lineage by HTTP to another host": (
+        {"pipeline_openlineage_url": "http://marquez.example.com/api/v1/lineage"},
+        "must be an address such as https://marquez.example.com/api/v1/lineage, by http:// only on the host itself",
+    ),
+    "share of more than all": (
+        {"larder_skew_sample_ratio": 5},
+        "all hosts: larder_skew_sample_ratio is 5 and must be a share from 0 to 1, such as 0.01.",
+    ),
+    "samples on a port of health checks": (
+        {"larder_skew_sample_ratio": 0.5, "larder_feature_server_sample_port": 6586},
+        "server1: larder_feature_server_sample_port is 6586 for 2 instances and meets larder_feature_server_check_port",
     ),
     "SSH's port": ({"larder_redis_port": 22}, "cache1: larder_redis_port is 22 for 1 instances and meets ansible_port"),
     "project": (
@@ -496,7 +508,7 @@ def test_hostile_secrets_pass_through_ansible(tmp_path: Path, capsys: pytest.Cap
     assert faults(inventory, capsys) == []
 
 
-@pytest.mark.parametrize("groups", [{}, {"backup": ["backup1"]}], ids=["no backup host", "a backup host"])
+@pytest.mark.parametrize("groups", [{}, {"backup": ["backup1"]}, {"monitoring": ["monitor1"]}])
 def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for(groups: dict[str, list[str]]) -> None:
     """A role that need not be there has a secret only where it is there."""
     template = trust_as_template((ROOT / "ansible/templates/vault.yml.j2").read_text())
@@ -504,7 +516,8 @@ def test_the_vault_that_init_secrets_writes_holds_what_preflight_asks_for(groups
     written = yaml.safe_load(Templar(LOADER, variables).template(template))
     purposes = {name: [*values] for name, values in written.items() if isinstance(values, dict)}
     wanted = {name: [*secret.purposes] for name, secret in STACK.secrets.items()}
-    assert purposes == {name: held for name, held in wanted.items() if groups or name != "backup_passphrases"}
+    only = {"backup_passphrases": "backup", "monitoring_tokens": "monitoring"}
+    assert purposes == {name: held for name, held in wanted.items() if name not in only or only[name] in groups}
     assert list(written["certificate_authorities"][0]) == ["certificate", "private_key"]
 
 

@@ -57,6 +57,7 @@ def render(purpose: str, password: str, redis_hosts: tuple[str, ...] = ("192.0.2
     variables: dict[str, Any] = {
         "feast_purpose": purpose,
         "feast_registry_ttl_seconds": 60,
+        "feast_offline_read_from": "standby",
         "feast_online_ttl_seconds": DEFAULTS["feast_online_ttl_seconds"],
         "larder_project": "trading",
         "larder_database": "feast",
@@ -64,8 +65,9 @@ def render(purpose: str, password: str, redis_hosts: tuple[str, ...] = ("192.0.2
         "larder_timescaledb_client_port": 5432,
         "certificate_directories": {"feast": "/etc/larder/tls/feast/abc-20260101T000000Z"},
         "larder_redis_address": "192.0.2.2",
-        "larder_addresses": {"redis": redis_hosts},
+        "larder_addresses": {"redis": redis_hosts, "timescaledb": ["192.0.2.1", "192.0.2.9"]},
         "larder_redis_sentinel_port": 26379,
+        "larder_redis_copies": 1 if len(redis_hosts) > 2 else 0,
         "larder_redis_port": 6379,
         "timescaledb_passwords": dict.fromkeys(purposes, password),
         "redis_passwords": dict.fromkeys(purposes, password),
@@ -115,8 +117,18 @@ def test_of_several_redis_hosts_clients_follow_the_primary(hosts: int, kind: str
     nodes, options = RedisOnlineStore._parse_connection_string(store.connection_string)
     assert type(store).__name__ == "RedisPrimaryOnlineStoreConfig"
     assert (store.redis_type, store.skip_dedup, store.retry_seconds) == (kind, True, 15)
+    assert store.wait_replicas == (1 if hosts > 2 else 0)
     assert nodes == [{"host": address, "port": str(port)} for address in addresses]
     assert options["password"] == "a,b=$HOME"
+
+
+@pytest.mark.parametrize(("purpose", "standbys"), [("train", ("192.0.2.1", "192.0.2.9")), ("pipeline", ())])
+def test_training_reads_from_a_standby_where_it_is_told_to(
+    purpose: str, standbys: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "feature_store.yaml"
+    path.write_text(render(purpose, "p"), encoding="utf-8")
+    assert load_repo_config(tmp_path, path).offline_store.standbys == standbys
 
 
 def logins(purpose: str, password: str, directory: Path) -> dict[str, tuple[str, str]]:

@@ -1,14 +1,16 @@
 """The feature server around a real store (SQLite), spoken to as a server speaks to it."""
 
 import asyncio
+import errno
 import importlib
 import json
 import logging
 import re
 import socket
+import sqlite3
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +23,9 @@ from feast.errors import FeastInvalidAuthConfigClass
 from feast.types import Float64
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 
@@ -48,16 +52,17 @@ def directory(tmp_path, monkeypatch):
     return tmp_path
 
 
-def apply(directory):
-    """`feast apply` of one view, with one row of it online."""
+def apply(directory, *names):
+    """`feast apply` of a view, or more, with one row of the first one online."""
     config = directory / "apply.yaml"
     config.write_text(CONFIG.format(directory=directory, mode="auto"))
     symbol = Entity(name="symbol", join_keys=["symbol"], value_type=ValueType.STRING)
     file = FileSource(name="file", path=str(directory / "x.parquet"), timestamp_field="event_timestamp")
     source = PushSource(name="push", batch_source=file)
-    view = FeatureView(name="prices", entities=[symbol], source=source, schema=[Field(name="close", dtype=Float64)])
+    schema = [Field(name="close", dtype=Float64)]
+    views = [FeatureView(name=name, entities=[symbol], source=source, schema=schema) for name in names or ["prices"]]
     store = FeatureStore(fs_yaml_file=config)
-    store.apply([symbol, source, view])
+    store.apply([symbol, source, *views])
     row = {"symbol": ["A"], "close": [1.5], "event_timestamp": [pd.Timestamp("2026-01-01", tz="UTC")]}
     store.write_to_online_store("prices", pd.DataFrame(row))
 
@@ -212,6 +217,46 @@ def test_an_instance_waits_for_the_first_apply(directory):
     run(scenario)
 
 
+def forget(directory, condition):
+    """Take feature views out of the registry, as one that is being applied again does not have them yet."""
+    with closing(sqlite3.connect(directory / "registry.db")) as registry, registry:
+        for table in ("feature_views", "feature_view_version_history"):
+            assert registry.execute(f"DELETE FROM {table} WHERE {condition}").rowcount > 0
+
+
+def test_an_emptied_registry_takes_no_feature_away(directory):
+    """A database that was lost is made again before `feast apply`: what the online store has is served meanwhile."""
+    apply(directory)
+
+    async def scenario(app):
+        app.registry_ttl = 3600
+        assert app.pause == 3600
+        forget(directory, "true")
+        await app.refresh(None)
+        assert app.pause == application.SOON_SECONDS
+        assert (await ask(app, "GET", "/ready"))[0] == 200
+        assert (await ask(app, "POST", "/get-online-features", READ))[1]["results"][1]["values"] == [1.5]
+        await asyncio.to_thread(apply, directory)
+        await app.refresh(None)
+        assert app.pause == 3600
+
+    run(scenario)
+
+
+def test_a_registry_that_lacks_a_view_is_read_again_soon(directory):
+    apply(directory, "prices", "more_prices")
+
+    async def scenario(app):
+        app.registry_ttl = 3600
+        forget(directory, "feature_view_name = 'more_prices'")
+        await app.refresh(None)
+        assert app.pause == application.SOON_SECONDS
+        await app.refresh(None)  # the view was removed by intention
+        assert app.pause == 3600
+
+    run(scenario)
+
+
 def test_an_applied_project_without_views_has_nothing_to_read(directory):
     (directory / "feature_store.yaml").write_text(CONFIG.format(directory=directory, mode="auto"))
 
@@ -227,6 +272,10 @@ def test_an_applied_project_without_views_has_nothing_to_read(directory):
         (RedisConnectionError(SECRET), 503),
         (ConnectionResetError(SECRET), 503),
         (OperationalError("SELECT", {}, psycopg.OperationalError(SECRET)), 503),
+        (RedisTimeoutError(SECRET), 504),
+        (TimeoutError(errno.ETIMEDOUT, SECRET), 504),
+        (PoolTimeoutError(SECRET), 504),
+        (OperationalError("SELECT", {}, psycopg.errors.ConnectionTimeout(SECRET)), 504),
         (psycopg.errors.ReadOnlySqlTransaction(SECRET), 503),
         (ResponseError(f"LOADING {SECRET}"), 503),
         (OutOfMemoryError(SECRET, status_code="OOM"), 503),
@@ -251,8 +300,8 @@ def test_an_error_behind_the_server_keeps_its_words_to_itself(directory, monkeyp
     async def scenario(app):
         monkeypatch.setattr(FeatureStore, "get_online_features", fail)
         answer = await ask(app, "POST", "/get-online-features", READ)
-        detail = "a store is not available" if status == 503 else "internal error"
-        assert answer == (status, {"detail": detail})
+        details = {503: "a store is not available", 504: "a store did not answer in time", 500: "internal error"}
+        assert answer == (status, {"detail": details[status]})
         logged = [record for record in caplog.records if record.levelname == "ERROR"]
         assert [bool(record.exc_info) for record in logged] == [status == 500]
         assert await ask(app, "GET", "/ready") == (503, not_ready("no online store"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,3 +216,21 @@ def test_a_standby_is_waited_for_as_long_as_it_gets_on(files: Files, monkeypatch
     now[0] = 0.0
     assert not state.follow(lambda: {"position": min(now[0], 100), "streaming": now[0] > 140}, data, 30)["streaming"]
     assert 125 < now[0] < 140
+
+
+def test_what_patroni_fills_anew_is_empty_and_not_marked_as_being_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore leaves the mark on every standby; where it stays, the host is never seen as a server again."""
+    standby = load("modules/timescaledb_standby.py")
+    monkeypatch.setattr(standby.shutil, "chown", lambda *_: None)
+    data, copying = tmp_path / "main", tmp_path / "copying"
+    (data / "base").mkdir(parents=True)
+    (data / "PG_VERSION").write_text("17\n")
+    copying.touch()
+
+    module = SimpleNamespace(params={"data": str(data), "copying": str(copying)})
+    for _ in range(2):  # a host that a former run has emptied, and one without the mark
+        standby.Standby(module).give_up()
+        assert [*data.iterdir()] == []
+        assert not copying.exists()

@@ -288,7 +288,8 @@ def port_faults(host: Host, stack: larder_stack.Stack) -> Iterator[str]:
     ssh = str(host.get("ansible_port"))
     used = {int(ssh) if ssh.isdecimal() else 22: "ansible_port"}
     for role in stack.on(host.groups):
-        for name, several in ((port.port, port.instances) for port in role.ports.values() if port.port):
+        here = [port for port in role.ports.values() if port.port and (not port.on or port.on in host.groups)]
+        for name, several in ((port.port, port.instances) for port in here):
             port, instances = count(host, name), count(host, several) if several else 1
             if port is None or instances is None or not 1 <= port <= 65535 or instances > 64:
                 continue  # value_faults says so

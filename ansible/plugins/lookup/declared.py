@@ -25,6 +25,8 @@ options:
       - C(secrets), a list of C(name) and C(purposes), of the roles that the inventory has.
       - Of the roles on this host, C(packages), and C(ports), each with C(service), C(protocol), C(port), C(instances),
         C(open_to).
+      - C(metrics), of the roles of all hosts what Prometheus asks, each with C(service), C(port), C(instances), C(path)
+        and C(groups), those whose hosts have it.
       - A file such as C(tasks/foreign.yml), the names of the roles on this host that have it.
     required: true
   groups:
@@ -50,19 +52,40 @@ class LookupModule(LookupBase):  # type: ignore[misc] # ansible-core has no type
             named = [self._value(role, role.packages, variables) for role in here if role.packages]
             return [*dict.fromkeys(package for packages in named for package in packages)]
         if term == "ports":
+            names = options.get("groups", variables.get("group_names", ()))
             return [
                 {
                     "service": service,
                     "protocol": port.protocol,
-                    "port": int(self._value(role, port.port, variables)) if port.port else 0,
-                    "instances": int(self._value(role, port.instances, variables)) if port.instances else 1,
+                    **self._numbers(role, port, variables),
                     "open_to": [*port.open_to],
                 }
                 for role in here
                 for service, port in role.ports.items()
-                if not port.if_set or self._value(role, port.if_set, variables)
+                if (not port.on or port.on in names) and (not port.if_set or self._value(role, port.if_set, variables))
+            ]
+        if term == "metrics":
+            return [
+                {
+                    "service": service,
+                    **self._numbers(role, port, variables),
+                    "path": port.metrics,
+                    "groups": stack.groups_of(role, port),
+                }
+                for role in stack.roles.values()
+                for service, port in role.ports.items()
+                if port.metrics and (not port.if_set or self._value(role, port.if_set, variables))
             ]
         return [role.name for role in here if (role.path / term).exists()]
+
+    def _numbers(
+        self, role: larder_stack.Role, port: larder_stack.Port, variables: Mapping[str, Any]
+    ) -> dict[str, int]:
+        """Return a service's first port, 0 where it has none, and how many it has."""
+        return {
+            "port": int(self._value(role, port.port, variables)) if port.port else 0,
+            "instances": int(self._value(role, port.instances, variables)) if port.instances else 1,
+        }
 
     def _value(self, role: larder_stack.Role, name: str, variables: Mapping[str, Any]) -> Any:
         """Return a variable of a role that may not run in this play: the inventory's, else the role's default."""

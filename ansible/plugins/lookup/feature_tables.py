@@ -1,8 +1,8 @@
-"""The tables that a feature repository needs: those of tables.yml, and those that follow from computed_views.yml."""
+"""The tables that a feature repository needs: of tables.yml, and those that follow from its views and its rules."""
 
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ name: feature_tables
 author: Larder
 short_description: Tables that a feature repository needs
 description:
-  - Reads a repository's tables.yml, and computed_views.yml where it stands beside it, and judges both.
+  - Reads a repository's tables.yml, and computed_views.yml and quality.yml where they stand beside it, and judges all.
 options:
   _terms:
     description: Path of tables.yml; an empty one is that of the stack's own repository.
@@ -31,34 +31,31 @@ _raw:
   elements: dict
 """
 
-# The pipeline reads the same file with the same module.
-MODULE = Path(__file__).resolve().parents[3] / "src/larder/features/definitions.py"
+# The pipeline reads the same files with the same modules.
+SOURCE = Path(__file__).resolve().parents[3] / "src"
+sys.path.append(str(SOURCE))
 
-OWN = MODULE.parents[3] / "feature_repo/tables.yml"
-
-
-def _definitions() -> Any:
-    spec = spec_from_file_location("larder_definitions", MODULE)
-    assert spec
-    assert spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+OWN = SOURCE.parent / "feature_repo/tables.yml"
 
 
 class LookupModule(LookupBase):  # type: ignore[misc] # Ansible is untyped
     """See DOCUMENTATION."""
 
     def run(self, terms: list[str], variables: Any = None, **_: Any) -> list[dict[str, Any]]:
-        definitions = _definitions()
+        from larder.features import definitions
+        from larder.quality import rules
+
         found = []
         for term in terms:
             path = Path(self.find_file_in_search_path(variables or {}, "files", term) or term) if term else OWN
             try:
                 declared = definitions.read_tables(path)
-                made = definitions.read(path.parent).tables()
-            except definitions.DefinitionError as error:
+                views = definitions.read(path.parent)
+                judged = rules.read(path.parent, views.features()).tables()
+            except (definitions.DefinitionError, rules.RuleError) as error:
                 raise AnsibleError(str(error)) from None
+            made = views.tables()
             schemas = [*declared["schemas"], *([definitions.SCHEMA] if made else [])]
-            found.append({"schemas": list(dict.fromkeys(schemas)), "tables": [*declared["tables"], *made]})
+            schemas += [rules.SCHEMA] if judged else []
+            found.append({"schemas": list(dict.fromkeys(schemas)), "tables": [*declared["tables"], *made, *judged]})
         return found

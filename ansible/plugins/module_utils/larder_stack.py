@@ -28,6 +28,8 @@ class Port:
     instances: str = ""  # variable with the number of ports, counted up from the first; none means one
     protocol: str = "tcp"
     if_set: str = ""  # variable without which the service is not there
+    on: str = ""  # a group: no other host of the role has the service
+    metrics: str = ""  # the path at which Prometheus asks it, by HTTPS with a certificate of the stack
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Stack:
     def on(self, groups: Collection[str]) -> Iterator[Role]:
         """Return the roles that run on a host of these groups."""
         return (role for role in self.roles.values() if role.every_host or {*role.groups} & {*groups})
+
+    def groups_of(self, role: Role, port: Port) -> list[str]:
+        """Return the groups whose hosts have a service."""
+        return [port.on] if port.on else [*(self.groups if role.every_host else role.groups)]
 
     @cached_property
     def groups(self) -> dict[str, Mapping[str, int]]:

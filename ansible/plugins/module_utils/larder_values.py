@@ -83,6 +83,16 @@ def number(value: Any, *, least: int, most: int, unit: str = "") -> str | None:
     return f"a whole number{f' of {unit}' if unit else ''}, {least} to {most}"
 
 
+def share(value: Any) -> str | None:
+    """A part of a whole, as YAML or a command line writes it."""
+    held = scalar(value)
+    if isinstance(value, float) and 0 <= value <= 1:
+        return None
+    if held and re.fullmatch(r"(0|1)(\.0{1,12})?|0\.[0-9]{1,12}", held):
+        return None
+    return "a share from 0 to 1, such as 0.01"
+
+
 def text(value: Any, *, like: str, allowed: str, never: Sequence[str] = ()) -> str | None:
     """A text that a regular expression matches as a whole."""
     held = scalar(value)
@@ -372,6 +382,7 @@ FORMS: dict[str, Callable[..., str | None]] = {
     "number": number,
     "package": package,
     "redis_size": redis_size,
+    "share": share,
     "size": size,
     "span": span,
     "text": text,

@@ -47,6 +47,9 @@ options:
       keepalived:
         description: Its configuration, C(config), and C(named), a path that only the stack's configuration names.
         type: dict
+      services:
+        description: Units of Debian's packages, each with the file that is there where the stack runs it.
+        type: dict
       home:
         description: "A system user and its home: C(user), C(path), and C(ours), paths that only the stack makes."
         type: dict
@@ -321,6 +324,13 @@ def keepalived(_run: Run, config: str, named: str) -> Iterator[str]:
         yield f"it has a keepalived of somebody else: {path} has {' '.join(has.split())}"
 
 
+def services(run: Run, **ours: str) -> Iterator[str]:
+    """Units of Debian's packages that run without the stack's file."""
+    for unit, path in ours.items():
+        if not (ROOT / path.lstrip("/")).exists() and run(["systemctl", "is-active", "--quiet", unit])[0] == 0:
+            yield f"it has a {unit} of somebody else, which runs"
+
+
 def home(user: str, path: str, ours: Sequence[str]) -> Iterator[str]:
     try:
         account = pwd.getpwnam(user)
@@ -385,8 +395,8 @@ def firewall(run: Run, ports: Sequence[int], ours: str) -> Iterator[str]:
 
 def sentences(parameters: Mapping[str, Any], run: Run) -> Iterator[str]:
     variable = parameters["variable"]
-    kept = f"; use another host, or let Larder take it over with {variable}: true" if variable else ""
-    for look in (postgresql, redis, haproxy, keepalived):
+    kept = "; use another host" + (f", or let Larder take it over with {variable}: true" if variable else "")
+    for look in (postgresql, redis, haproxy, keepalived, services):
         if (arguments := parameters[look.__name__]) and not parameters["given_up"]:
             for sentence in look(run, **arguments):
                 yield sentence + kept
@@ -412,6 +422,7 @@ def main() -> None:
         "redis": nested,
         "haproxy": nested,
         "keepalived": nested,
+        "services": nested,
         "home": nested,
         "firewall": nested,
         "authorities": {"type": "list", "elements": "str"},

@@ -159,6 +159,7 @@ class Gateway:
             self.changed = True
             if not check:
                 temporary = Path(self.module.tmpdir, "tokens.map")
+                temporary.touch(mode=0o600)
                 temporary.write_text(render(tokens), encoding="ascii")
                 self.module.atomic_move(str(temporary), str(self.path))
         if not check or self.path.exists():

@@ -144,6 +144,11 @@ class Standby:
         for held in self.data.iterdir():
             shutil.rmtree(held) if held.is_dir() and not held.is_symlink() else held.unlink()
 
+    def give_up(self) -> None:
+        """Leave nothing, for Patroni to fill, not even that a former copy is to be replaced."""
+        self.empty()
+        self.copying.unlink(missing_ok=True)
+
     def copy(self) -> None:
         """Replace everything by a copy; the file `copying` stands until the copy is complete."""
         self.copying.touch(mode=0o644)
@@ -193,7 +198,7 @@ def main() -> None:
         if by == "rewind":
             why = standby.rewind()
             by = "copy" if why else by
-        {"copy": standby.copy, "empty": standby.empty}.get(by, standby.signal)()
+        {"copy": standby.copy, "empty": standby.give_up}.get(by, standby.signal)()
     module.exit_json(changed=True, by=by, **({"why": why} if why else {}))
 
 

@@ -14,6 +14,11 @@ def test_a_host_that_joined_the_pipeline_is_let_in(hosts, port):
     assert hosts.reach("client1", "store1", port)
 
 
+def test_samples_of_reads_are_told_to_the_pipeline_alone(hosts):
+    assert hosts.reach("stranger", "store1", 6606), "it has joined the pipeline"
+    assert not hosts.reach("stranger", "store1", 6606, ipv6=True)
+
+
 def test_a_connection_that_was_open_stays_open(hosts):
     assert hosts["client1"].service("open-connection").is_running
 

@@ -6,6 +6,7 @@ import json
 import ssl
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,8 +74,12 @@ class Client:
         body = json.dumps({"features": features, "entities": {"symbol": symbols}}).encode()
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self._url, body, headers)
-        with urllib.request.urlopen(request, timeout=20, context=self._trusted) as response:
-            answer = json.load(response)
+        try:
+            with urllib.request.urlopen(request, timeout=20, context=self._trusted) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            error.msg = f"{error.msg}: {error.read().decode()}"  # the gateway, or the instance, says why
+            raise
         names = answer["metadata"]["feature_names"]
         return {name: column["values"] for name, column in zip(names, answer["results"], strict=True)}
 

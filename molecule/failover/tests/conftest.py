@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ ROOT = Path(__file__).resolve().parents[3]
 NODES = ("node1", "node2", "node3")
 
 
-@pytest.fixture(scope="session")
-def machines() -> Machines:
-    return Machines("failover")
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    machines = Machines("failover")
+    yield machines
+    machines.power_on()
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +70,8 @@ class Roles:
     def _first(self, command: str, nodes: tuple[str, ...]) -> str:
         for node in nodes:
             try:
-                answer = self._on(node).run(f"timeout 5 {command}")
+                # With a member of etcd lost, patronictl asks the others after some seconds.
+                answer = self._on(node).run(f"timeout 20 {command}")
             except RuntimeError:  # the host boots
                 continue
             if answer.rc == 0 and answer.stdout.strip():

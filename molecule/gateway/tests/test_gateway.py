@@ -18,6 +18,8 @@ import yaml
 testinfra_hosts = ["ansible://gateway1"]
 
 DEFAULTS = yaml.safe_load((Path(__file__).parents[3] / "roles/gateway/defaults/main.yml").read_text())
+# Seconds for which a request may hang, and one for a busy machine.
+HANGS = 2 + 1
 READABLE = select.POLLIN | select.POLLHUP
 PATHS = [
     ("POST", "/get-online-features"),
@@ -53,6 +55,14 @@ FOR_NOBODY = [
     ("GET", "/stats"),
     ("GET", "/haproxy?stats"),
 ]
+
+
+def wait_until_up(stats):
+    """Wait until the gateway uses every instance: one that took no connection for some seconds is down for two more."""
+    end = time.monotonic() + 60
+    while set(stats("status", "check_status").values()) != {("UP", "L7OK")}:
+        assert time.monotonic() < end
+        time.sleep(1)
 
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
@@ -229,7 +239,7 @@ def test_a_token_that_asks_too_often_gets_429_and_others_are_served(gateway):
     assert gateway.ask_until(lambda answer: answer.status != 429, 30).status == 200
 
 
-def test_simultaneous_requests_of_a_token_are_limited(gateway, hosts):
+def test_simultaneous_requests_of_a_token_are_limited(gateway, hosts, stats):
     most, more = DEFAULTS["gateway_token_requests"], 12
     server, units = hosts["server1"], "feature-server@1 feature-server@2"
     answers = []
@@ -251,6 +261,20 @@ def test_simultaneous_requests_of_a_token_are_limited(gateway, hosts):
     statuses = Counter(future.result().status for future in asked)
     assert statuses[429] == more
     assert statuses[200] > 0
+    wait_until_up(stats)
+
+
+def test_reads_of_new_connections_share_the_connections_to_the_instances(gateway, stats):
+    reads = 40
+
+    def made() -> int:
+        return sum(int(count) for (count,) in stats("connect").values())
+
+    before = made()
+    for _ in range(reads):
+        assert gateway.read("ANY", gateway.reader).status == 200
+    # HAProxy closes a connection that was not needed for some seconds, and a thread of it may have none yet.
+    assert made() - before <= reads / 2
 
 
 def test_what_is_no_http_is_a_client_error(gateway):
@@ -325,6 +349,67 @@ def test_haproxy_is_sandboxed(hosts):
         assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
         assert set(status["Uid"].split()) != {"0"}
         assert host.run(f"nsenter --target {pid} --mount ls -A /home /root").stdout.split() == ["/home:", "/root:"]
+
+
+def test_a_dead_instance_fails_no_read_while_the_other_one_is_full(hosts, gateway, stats):
+    """HAProxy sends requests to a dead instance until it knows.
+
+    The other one is full because it stands still, for less than the second after which a connection has failed.
+    """
+    most = DEFAULTS["gateway_server_small_reads"]
+    server, script = hosts["server1"], "systemctl kill --signal={} feature-server@{}"
+    steps = [script.format("STOP", 1), "sleep 0.2", script.format("KILL", 2), "sleep 0.5", script.format("CONT", 1)]
+    statuses = Counter()
+
+    def reads(until):
+        while not until.done():
+            statuses[gateway.read("ANY", gateway.reader).status] += 1
+
+    with ThreadPoolExecutor(2 * most + 1) as clients:
+        killed = clients.submit(server.check_output, "; ".join(steps))
+        for _ in range(2 * most):
+            clients.submit(reads, killed)
+        killed.result()
+    wait_until_up(stats)
+    assert statuses[200] > 2 * most
+    assert set(statuses) == {200}
+
+
+def test_an_instance_that_is_out_of_reach_makes_no_read_fail_or_hang(hosts, gateway, stats):
+    """Nobody says that it is gone: packets of kept connections and of new ones are lost, and its check port answers."""
+    server = hosts["server1"]
+    rules = "; ".join(
+        f"add chain inet cut_off {chain} {{ type filter hook {chain} priority -10; }};"
+        f" add rule inet cut_off {chain} tcp {port} 6567 drop"
+        for chain, port in (("input", "dport"), ("output", "sport"))
+    )
+    for _ in range(20):
+        assert gateway.read("ANY", gateway.reader).status == 200
+    before = sum(int(count) for (count,) in stats("wretr").values())
+    server.check_output(f"nft 'add table inet cut_off; {rules}'")
+    taken = []
+    try:
+        for _ in range(8):
+            started = time.monotonic()
+            assert gateway.read("ANY", gateway.reader).status == 200
+            taken.append(time.monotonic() - started)
+    finally:
+        server.check_output("nft delete table inet cut_off")
+    assert sum(int(count) for (count,) in stats("wretr").values()) > before, "no read met the instance"
+    assert max(taken) <= HANGS
+
+
+def test_redis_that_hangs_is_a_504_and_no_other_instance_is_waited_for(hosts, gateway):
+    server = hosts["server1"]
+    server.check_output("systemctl kill --signal=STOP redis-server")
+    try:
+        started = time.monotonic()
+        answer = gateway.read("ANY", gateway.reader)
+        assert (answer.status, answer.json) == (504, {"detail": "a store did not answer in time"})
+        assert time.monotonic() - started <= HANGS
+    finally:
+        server.check_output("systemctl kill --signal=CONT redis-server")
+    assert gateway.read_until(None, 30).status == 200
 
 
 def test_without_redis_the_answer_is_a_quick_503_until_redis_is_back(hosts, gateway):

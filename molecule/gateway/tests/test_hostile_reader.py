@@ -80,8 +80,8 @@ def test_other_clients_are_served_beside_a_hostile_reader(
     found = json.loads(inventory.run("client1", command, BENCH.read_text()))
     hosts["client1"].check_output("rm /tmp/hostile*")
     assert [run["failures"] for run in found["kinds"].values()] == [[]] * len(found["kinds"])
-    # Three times what p99 is undisturbed. Below 60 ms the machine decides, on which other scenarios run, too.
-    most = 3 * max(60, found["alone"]["p99"], found["after"]["p99"])
+    # docs/benchmarks.md has the figures; here other scenarios are on the machine. A flood without bounds costs seconds.
+    most = 3 * max(200, found["alone"]["p99"], found["after"]["p99"])
     assert {kind: run["p99"] for kind, run in found["kinds"].items() if run["p99"] > most} == {}, found
     for kind in ("values", "rows", "demand", "plans"):
         assert found["kinds"][kind]["hostile"]["200"] > 0, "its requests are legal"

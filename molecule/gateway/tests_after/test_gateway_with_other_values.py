@@ -128,9 +128,9 @@ def test_a_client_with_few_waiting_requests_comes_before_one_with_many(gateway, 
         server.check_output(f"systemctl kill --signal=STOP {units}")
         try:
             many = [clients.submit(read, READER) for _ in range(working + waiting)]
-            time.sleep(0.5)  # less than after which the gateway tries another instance
+            time.sleep(0.3)  # both are less than the second after which the gateway tries another instance
             few = clients.submit(read, WRITER)
-            time.sleep(0.5)
+            time.sleep(0.3)
             assert order == []
         finally:
             server.check_output(f"systemctl kill --signal=CONT {units}")

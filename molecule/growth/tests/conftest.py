@@ -113,6 +113,8 @@ def clients(inventory: Any) -> Clients:
     return Clients(inventory)
 
 
-@pytest.fixture(scope="session")
-def machines() -> Machines:
-    return Machines("growth")
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    machines = Machines("growth")
+    yield machines
+    machines.power_on()

@@ -108,7 +108,7 @@ def test_a_spare_says_so_and_neither_runs_nor_applies(inventory: Any) -> None:
     server1, server2 = inventory.host("server1"), inventory.host("server2")
     assert "runs on server1; this host is a spare" in server2.run("larder status").stdout
     assert "spare" not in server1.run("larder status").stdout
-    for host, lines in ((server1, 2), (server2, 0)):
+    for host, lines in ((server1, 3), (server2, 0)):
         cron = host.file("/etc/cron.d/feature-pipeline").content_string.splitlines()
         assert len([line for line in cron if not line.startswith("#")]) == lines
     assert server2.run(f"systemctl start {UNIT}").rc != 0
@@ -165,7 +165,7 @@ def test_a_host_that_cannot_be_reached_gives_the_pipeline_up_only_if_it_is_lost(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["host=server1", "confirm=server1"], "server1 is the only host of redis, timescaledb: add another one first."),
+        (["host=server1", "confirm=server1"], "server1 is the only host of timescaledb, redis: add another one first."),
         (["host=server2", "confirm=server1"], "The name that confirms it is server1, and must be the same."),
         (["host=server2"], "The name that confirms it is missing"),
         (["host=nobody", "confirm=nobody"], "host is nobody; give a host of the stack with -e host=NAME."),

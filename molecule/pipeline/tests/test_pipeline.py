@@ -250,7 +250,7 @@ def test_cron_starts_it_daily_and_after_a_missed_night(host: Host) -> None:
         for line in host.file("/etc/cron.d/feature-pipeline").content_string.splitlines()
         if not line.startswith("#")
     ]
-    assert [line.split(" root ")[0] for line in lines] == ["0 2 * * *", "@reboot"]
+    assert [line.split(" root ")[0] for line in lines] == ["0 2 * * *", "17 * * * *", "@reboot"]
     assert host.service("cron").is_running
     assert host.service("cron").is_enabled
 

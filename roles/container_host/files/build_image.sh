@@ -35,7 +35,8 @@ RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-ins
 RUN $(printf '%s' "$setup" | sed 's/$/ \&\& \\/' | sed '$ s/ && \\$//')
 EOF
 else
-  command -v mmdebstrap > /dev/null || apt-get install -y --no-install-recommends mmdebstrap > /dev/null
+  # Whoever installs something else just now is waited for.
+  command -v mmdebstrap > /dev/null || apt-get install -y -o DPkg::Lock::Timeout=300 --no-install-recommends mmdebstrap > /dev/null
   archive=$(mktemp -d)
   trap 'rm -rf "$archive"' EXIT
   printf '%s\n' "$setup" > "$archive/setup.sh"

@@ -181,6 +181,8 @@ class Sentinel:
 
     primary: str
     failover: int
+    # For half a minute after its host hung, a Sentinel does not trust its clock (TILT), and takes part in no failover.
+    votes: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ def sentinels(host: Host) -> list[Sentinel]:
     def question(address: str) -> Sentinel:
         with contextlib.closing(host.connect(address, host.sentinel_port, "sentinel")) as redis:
             said = redis.pairs("SENTINEL", "MASTER", NAME)
-            return Sentinel(said["ip"], int(said["config-epoch"]))
+            return Sentinel(said["ip"], int(said["config-epoch"]), redis.info("sentinel")["sentinel_tilt"] == "0")
 
     return host.ask(host.hosts, question) if host.sentinel_port else []
 
@@ -577,15 +579,22 @@ def preferred(sentinel: Redis, address: str) -> bool:
 def by_handover(host: Host, redis: Redis, to: str) -> str:
     """Let the two servers change places: Redis pauses writes until the replica has them all."""
     redis("FAILOVER", "TO", to, host.port, "TIMEOUT", SWITCH_SECONDS * 1000)
+    # This server says that it is a replica before the other one says that it is the primary: clients that are cut in
+    # between would find no primary. Redis' own time limit ends where the other server is to take over.
     until(
-        lambda: redis("ROLE")[0] != "master" or redis.info("replication")["master_failover_state"] == "no-failover",
+        lambda: not failing_over(redis),
         SWITCH_SECONDS + 2,
-        "Redis did not finish the failover: see journalctl -u redis-server",
+        f"{to} was told to take over and does not answer: Redis goes on when it does. If that host is lost, run "
+        f"switch_redis.yml with primary_is_lost=true and to={host.address}",
     )
     if redis("ROLE")[0] == "master":
         raise RedisError(f"{to} did not take over in {SWITCH_SECONDS} s: nothing was changed")
     redis("CLIENT", "KILL", "TYPE", "normal")
     return to
+
+
+def failing_over(redis: Redis) -> bool:
+    return redis.info("replication")["master_failover_state"] != "no-failover"
 
 
 def prefer(*, off: bool) -> None:
@@ -602,6 +611,9 @@ def promote() -> str:
     if there:
         raise RedisError(f"{there[0].address} is the primary and answers: larder-redis switch, on it, hands over")
     with contextlib.closing(local()) as redis:
+        # A switch whose other host was lost in the middle.
+        if failing_over(redis):
+            redis("FAILOVER", "ABORT")
         redis("REPLICAOF", "NO", "ONE")
     remember(host.address)
     return host.address
@@ -625,7 +637,7 @@ def status() -> dict[str, Any]:
         else:
             said["link"] = role[3]
     if host.sentinel_port:
-        said["sentinels"] = len(sentinels(host))
+        said["sentinels"] = sum(sentinel.votes for sentinel in sentinels(host))
     return said
 
 

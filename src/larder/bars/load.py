@@ -18,12 +18,15 @@ from psycopg import sql
 from tqdm import tqdm
 
 from larder import bars, origin
+from larder.bars.judge import rejected
 from larder.bars.reader import Reader, check_file
 from larder.bars.report import SYMBOLS
 from larder.bars.settings import Files
 from larder.errors import LarderError, RefusedFileError, reason
 from larder.log import event, logger, printable
 from larder.postgres import session, tables
+from larder.quality.gate import Gate, Verdict
+from larder.quality.rules import Rules
 
 TABLE = "market_data.ohlcv_daily"
 COLUMNS = (*tables.KEY, *bars.PRICES, "volume")
@@ -88,18 +91,29 @@ FORGET = "DELETE FROM market_data.refused_files WHERE (path = %s OR starts_with(
 
 @dataclass
 class Loaded:
-    """What a load did: bars read, bars that were new or other than before, bars rejected, files refused as a whole."""
+    """What a load did: bars read, bars that were new or other than before, bars rejected, files refused as a whole.
+
+    Bars in quarantine are those of the files, also where they were there before.
+    """
 
     bars: int = 0
     changed: int = 0
     rejected: int = 0
     refused: int = 0
+    quarantined: int = 0
 
 
-def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Mapping[str, Any] | None = None) -> Loaded:
+def load(
+    url: str,
+    paths: Iterable[Path],
+    files: Files | None = None,
+    given: Mapping[str, Any] | None = None,
+    rules: Rules | None = None,
+) -> Loaded:
     """Load files, and of directories each new or changed file; `given` are options that hold for each of them.
 
-    Whatever a file holds, and whatever happens while it is read: it is refused, and the others are loaded.
+    Each new bar is judged by the rules. Whatever a file holds, and whatever happens while it is read: it is refused,
+    and the others are loaded.
     """
     total = Loaded()
     options = (files or Files()).options(given or {})
@@ -108,9 +122,10 @@ def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Map
         tables.stage(connection, "staged_rejects", "market_data.rejected_bars", (*tables.KEY, "reason", "bar"))
         # Each file is whole or not there, but need not wait for the disk: the last transaction does, for all of them.
         connection.execute("SET synchronous_commit = off")
+        gate = Gate(connection, rules or Rules())
         for path, once in _files(connection, paths):
             try:
-                one = _load_file(connection, reader, path, options, once=once)
+                one = _load_file(connection, reader, gate, path, options, once=once)
             except Exception as error:
                 if not (isinstance(error, RefusedFileError) or session.is_about_data(error)):
                     raise
@@ -120,6 +135,7 @@ def load(url: str, paths: Iterable[Path], files: Files | None = None, given: Map
                 total.bars += one.bars
                 total.changed += one.changed
                 total.rejected += one.rejected
+                total.quarantined += one.quarantined
         connection.execute("SET synchronous_commit TO DEFAULT")
         connection.execute("SELECT pg_logical_emit_message(true, 'larder', 'loaded')")
     return total
@@ -192,7 +208,7 @@ def _refuse(connection: psycopg.Connection, path: Path, error: Exception, *, rem
 
 
 def _load_file(
-    connection: psycopg.Connection, reader: Reader, path: Path, options: bars.Options, *, once: bool
+    connection: psycopg.Connection, reader: Reader, gate: Gate, path: Path, options: bars.Options, *, once: bool
 ) -> Loaded:
     """In one transaction: the bars, the rejects, the note for compute and the note of the file."""
     started = monotonic()
@@ -209,6 +225,7 @@ def _load_file(
         return Loaded()
     result = Loaded()
     replaced: list[tuple[str, int, date, date]] = []
+    verdict = Verdict()
     with connection.transaction():
         held: list[pa.Table] = []
         with tqdm(desc=path.name, unit=" bars", unit_scale=True, disable=None, leave=False) as progress:
@@ -226,8 +243,19 @@ def _load_file(
         noted = {}
         if connection.execute(ARE_LOADS_NOTED).fetchall()[0][0]:
             noted["load_id"] = connection.execute(NEXT_LOAD).fetchall()[0][0]
-        changed = _append(connection, held, noted) if result.bars <= BARS_IN_MEMORY else []
-        if sum(count for _, _, count in changed) < result.bars:
+        if in_memory := result.bars <= BARS_IN_MEMORY:
+            held[:] = [gate.judged(pa.concat_tables(held), path.name, noted.get("load_id", 0), verdict)]
+        else:
+            _stage(connection, held)
+            gate.staged("staged_bars", path.name, noted.get("load_id", 0), verdict)
+        result.quarantined = verdict.held
+        if verdict.rejected:
+            result.rejected += len(verdict.rejected)
+            symbols, days, reasons, texts = zip(*verdict.rejected, strict=True)
+            table = rejected([*symbols], [*days], [*reasons], [*texts])
+            tables.copy_in(connection, "staged_rejects", table)
+        changed = _append(connection, held, noted) if in_memory else []
+        if not in_memory or held[0].num_rows:
             _stage(connection, held)
             merge = sql.SQL(MERGE).format(upsert=tables.upsert(TABLE, "staged_bars", COLUMNS, noted=noted))
             merged = connection.execute(merge).fetchall()
@@ -261,6 +289,17 @@ def _load_file(
             bars=result.rejected,
             reasons=reader.told.most_reasons(),
             see="market_data.rejected_bars",
+        )
+    if verdict.held or verdict.warned or verdict.dropped:
+        event(
+            "doubted",
+            level=logging.WARNING,
+            file=path.name,
+            quarantined=verdict.held,
+            warned=verdict.warned,
+            dropped=verdict.dropped,
+            rules=verdict.most_reasons(),
+            see="larder quality",
         )
     event("loaded", file=path.name, bars=result.bars, changed=result.changed, seconds=monotonic() - started)
     return result

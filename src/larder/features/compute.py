@@ -2,14 +2,13 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 import numpy as np
-import numpy.typing as npt
 import psycopg
 import pyarrow as pa
 from psycopg import sql
@@ -20,14 +19,13 @@ from larder.features import record
 from larder.features.definitions import RUN, SCHEMA, Feature, Source, View
 from larder.features.formulas import Array, Formulas, running_total
 from larder.log import event, logger, printable
-from larder.postgres import binary, session, tables
+from larder.postgres import arrays, binary, session, tables
+from larder.postgres.arrays import Key, Times
 
 WORKERS = 2  # while PostgreSQL writes the one's rows, the other computes
 ROWS_AT_ONCE = 50_000  # what one transaction holds in memory
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
-Times = npt.NDArray[np.int64]  # microseconds since EPOCH, as PostgreSQL has them
-Key = str | int
 
 # In the order of keys, as `larder load` notes them, so that neither waits for the other in a circle. From here to the
 # end of the transaction a load of these keys waits to note its bars; it then finds no note and makes a new one.
@@ -52,18 +50,6 @@ ORDER BY key
 COMPUTED = """
 INSERT INTO features.computed_rows (source, key, checksum) SELECT %s, * FROM unnest(%s::text[], %s::text[])
 ON CONFLICT (source, key) DO UPDATE SET checksum = excluded.checksum
-"""
-
-# All rows from `since` on, and the last ones before it: all of them where their number is NULL. One row per key, each
-# column the values' own bytes: a row per bar costs more than the bar. The columns share one, arbitrary, order.
-ROWS = """
-SELECT {key}, rows.* FROM unnest(%s::{key_type}[], %s::timestamptz[]) AS wanted ({key}, since), LATERAL (
-    SELECT string_agg(timestamptz_send({time}), ''), {values} FROM (
-        (SELECT * FROM {source} AS row WHERE row.{key} = wanted.{key} AND {time} >= since)
-        UNION ALL
-        (SELECT * FROM {source} AS row WHERE row.{key} = wanted.{key} AND {time} < since ORDER BY {time} DESC LIMIT %s)
-    ) AS row HAVING count(*) > 0
-) AS rows
 """
 
 # The online store has to be written from a key's newest row on, whichever of its rows changed.
@@ -107,7 +93,6 @@ def statement(template: str, source: Source) -> sql.Composed:
         time=sql.Identifier(source.time),
         notes=session.identifier(source.notes or ""),
         columns=sql.SQL(", ").join(map(sql.Identifier, source.columns)),
-        values=_bytes(source.columns),
     )
 
 
@@ -236,11 +221,11 @@ class _Computation:
     def _computed(
         self, connection: psycopg.Connection, since: Mapping[Key, datetime], before: int | None
     ) -> Iterator["_Part"]:
-        if not since:
-            return
-        query = statement(ROWS, self.source)
-        parameters = [list(since), list(since.values()), before]
-        for key, times, columns in _arrays(connection, query, parameters, self.source.columns):
+        source = self.source
+        read = arrays.read(
+            connection, source.table, source.columns, since, before, key=self.key, key_type=source.key_type
+        )
+        for key, times, columns in read:
             rows = self.formulas.of(self.source, columns)
             features = {view.name: rows.features(view) for view in self.views}
             steps = {feature.name: rows.steps(feature) for _, feature in self.totals}
@@ -323,22 +308,6 @@ class _Part:
         keys = pa.DictionaryArray.from_arrays(np.zeros(len(self.times) - self.first, np.int32), [self.key])
         times = (self.times[self.first :] + binary.EPOCH).view("datetime64[us]")
         return pa.table({self.source.key: keys.dictionary_decode(), self.source.time: times, **values})
-
-
-def _bytes(names: Iterable[str]) -> sql.Composed:
-    each = "string_agg(float8send(coalesce({}::float8, 'NaN')), '')"
-    return sql.SQL(", ").join(sql.SQL(each).format(sql.Identifier(name)) for name in names)
-
-
-def _arrays(
-    connection: psycopg.Connection, query: sql.Composed, parameters: Sequence[object], names: Iterable[str]
-) -> Iterator[tuple[Key, Times, dict[str, Array]]]:
-    """Keys with their times and values, the oldest first."""
-    for key, stamps, *values in connection.cursor(binary=True).execute(query, parameters):
-        times = np.frombuffer(stamps, ">i8").astype(np.int64)
-        order = np.argsort(times)
-        columns = (np.frombuffer(column, ">f8").astype(np.float64)[order] for column in values)
-        yield key, times[order], dict(zip(names, columns, strict=True))
 
 
 def _column(feature: Feature, values: Array) -> pa.Array:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from larder import strict_yaml
 
 FILE = "computed_views.yml"
 SCHEMA = "features"
@@ -88,6 +88,10 @@ class Definitions:
     views: tuple[View, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
     module: bytes = b""  # formulas.py
+
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """All features, as view:feature, each with the columns of its source."""
+        return {f"{v.name}:{f.name}": self.sources[v.source].columns for v in self.views for f in v.features}
 
     def views_of(self, source: Source) -> list[View]:
         return [view for view in self.views if view.source == source.table]
@@ -216,27 +220,9 @@ def read_tables(path: Path) -> dict[str, list[Any]]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise DefinitionError(f"{path.name}{where} is no valid YAML: {getattr(error, 'problem', error)}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DefinitionError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(loaded, dict):
-        raise DefinitionError(f"{path.name} holds no mapping.")
-    return loaded
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error: the second one would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, (position, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", position.start_mark)
-        return super().construct_mapping(node, deep)
+        return strict_yaml.read(path)
+    except ValueError as error:
+        raise DefinitionError(str(error)) from None
 
 
 def _shape(entry: object, where: str, needed: set[str], allowed: Iterable[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from larder.log import event, logger
 from larder.operations import active, feast_store, registry
 from larder.operations.credentials import Credentials
 from larder.postgres import session
+from larder.quality import rules
 
 # In the registry's own schema, so that it is backed up and restored with what it speaks of.
 TABLE = """
@@ -59,7 +60,7 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
         raise ConfigError(f"There is no feature repository at {repo}.")
     project = credentials.feature_store_config()["project"]
     wanted = fingerprint(repo)
-    _try_formulas(repo)
+    _try_definitions(repo)
     with session.connect(credentials.registry_url, "apply") as connection:
         connection.execute("SET lock_timeout = '120s'")
         try:  # two applies at once lose objects
@@ -83,10 +84,15 @@ def apply(credentials: Credentials, repo: Path, *, force: bool = False) -> bool:
     return True
 
 
-def _try_formulas(repo: Path) -> None:
+def _try_definitions(repo: Path) -> None:
     from larder.features.formulas import Formulas
 
-    Formulas(repo).try_out()
+    formulas = Formulas(repo)
+    try:
+        rules.read(repo, formulas.definitions.features())
+    except rules.RuleError as error:
+        raise ConfigError(str(error)) from None
+    formulas.try_out()
 
 
 def lacking(connection: psycopg.Connection, project: str) -> list[str]:

@@ -54,6 +54,11 @@ class Credentials:
         return self._read("pipeline_url")
 
     @property
+    def openlineage_token(self) -> str:
+        """The token for the receiver of OpenLineage events; empty where it asks for none."""
+        return self._read("openlineage_token") if (self.directory / "openlineage_token").exists() else ""
+
+    @property
     def feature_store(self) -> Path:
         return self._file("feature_store.yaml")
 

@@ -101,7 +101,7 @@ def explain(credentials: Credentials, repo: Path, symbol: str, feature: str, at:
         of = next((v for v in formulas.definitions.views if v.table == told.table), None)
         if of and row:
             told.computed = _computed(connection, formulas, of, name, entity, row)
-            if not _same(told.computed.value, row["value"]):
+            if not same(told.computed.value, row["value"]):
                 told.problems.append(
                     f"The bars as they are now give {told.computed.value} by the deployed formula, and the row has "
                     f"{row['value']}: a bar or the formula changed, and the next run of the pipeline computes it."
@@ -180,12 +180,12 @@ def _differences(told: Explanation, newest: Mapping[str, Any] | None, view: Any,
         found.append(f"The database has a newer row, of {newest['time']:%Y-%m-%d %H:%M}: larder materialize writes it.")
     if told.row is None or told.row.event_timestamp != told.served.event_timestamp:
         found.append("The row that is served is no longer in the database.")
-    elif not _same(told.served.value, told.row.value):
+    elif not same(told.served.value, told.row.value):
         found.append("The row has another value than what is served: larder materialize writes it.")
     return found
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return bool(one == other)
@@ -248,11 +248,11 @@ def _again(
     if feature.running_total:
         return whole, len(bars)
     few, enough = 0, 1
-    while enough < len(bars) and not _same(value(enough), whole):
+    while enough < len(bars) and not same(value(enough), whole):
         few, enough = enough, min(2 * enough, len(bars))
     while enough - few > 1:
         middle = (few + enough) // 2
-        few, enough = (few, middle) if _same(value(middle), whole) else (middle, enough)
+        few, enough = (few, middle) if same(value(middle), whole) else (middle, enough)
     return whole, enough
 
 

@@ -16,9 +16,10 @@ from larder.log import event, logger
 from larder.operations import active, runs
 from larder.operations.apply import note_run
 from larder.operations.credentials import Credentials
+from larder.operations.lineage import Lineage
 from larder.postgres import session
 
-STAGES = ("load", "compute", "materialize")
+STAGES = ("load", "compute", "materialize", "check")
 STORED = """
 SELECT (SELECT count(*) FROM market_data.rejected_bars),
        (SELECT coalesce(extract(epoch FROM max(event_timestamp)), 0) FROM market_data.ohlcv_daily)
@@ -32,10 +33,12 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
     bars: int = 0
     rejected: int = 0
+    quarantined: int = 0
     refused: int = 0
     not_computed: SymbolsError | None = None
     rows: int = 0
     stored: dict[str, float] = field(default_factory=dict)
+    lineage: Lineage | None = None
 
 
 def run(
@@ -58,19 +61,22 @@ def run(
             active.refuse_a_spare(credentials)
             began: datetime = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
             runs.begin(credentials)
+            done.lineage = lineage = Lineage(credentials, repo, connection)
             try:
-                for stage in STAGES:
-                    if stage in stages:
-                        begun = time.monotonic()
-                        try:
-                            _stage(stage, credentials, incoming, repo, days, files, done)
-                        finally:
-                            done.seconds[stage] = time.monotonic() - begun
-                if done.not_computed:
-                    raise done.not_computed
-                if "materialize" in stages:
-                    note_run(credentials, began)
-                done.stored = _stored(connection)
+                with lineage.job("pipeline"):
+                    for stage in STAGES:
+                        if stage in stages:
+                            begun = time.monotonic()
+                            try:
+                                with lineage.job(stage):
+                                    _stage(stage, credentials, incoming, repo, days, files, done, metrics_dir)
+                            finally:
+                                done.seconds[stage] = time.monotonic() - begun
+                    if done.not_computed:
+                        raise done.not_computed
+                    if "materialize" in stages:
+                        note_run(credentials, began)
+                    done.stored = _stored(connection)
             except BaseException as error:
                 with suppress(LarderError):  # where the database is lost, the note that it began stays
                     runs.end(credentials, _why(error))
@@ -106,12 +112,15 @@ def _stage(
     days: int,
     files: Files | None,
     done: _Run,
+    metrics_dir: Path | None,
 ) -> None:
     if stage == "load":
         from larder.bars.load import load
+        from larder.operations import checks
 
-        loaded = load(credentials.load_url, incoming, files)
+        loaded = load(credentials.load_url, incoming, files, rules=checks.read(repo)[0])
         done.bars, done.rejected, done.refused = loaded.changed, loaded.rejected, loaded.refused
+        done.quarantined = loaded.quarantined
     elif stage == "compute":
         from larder.features.compute import compute
         from larder.features.formulas import Formulas
@@ -120,10 +129,23 @@ def _stage(
             done.rows = compute(credentials.pipeline_url, Formulas(repo))
         except SymbolsError as error:  # the others go on to the online store
             done.not_computed, done.rows = error, error.rows
-    else:
+    elif stage == "materialize":
         from larder.operations.materialize import materialize
 
         materialize(credentials, days=days)
+    else:
+        _check(credentials, repo, metrics_dir)
+
+
+def _check(credentials: Credentials, repo: Path, metrics_dir: Path | None) -> None:
+    """Judge what is served by now. No run fails because it cannot be judged: the age of the last check tells of it."""
+    from larder.operations import checks
+
+    try:
+        checks.run(credentials, repo, metrics_dir)
+    except Exception as error:
+        logger.debug("check", exc_info=True)
+        event("not checked", level=logging.ERROR, reason=reason(error))
 
 
 def _stored(connection: psycopg.Connection) -> dict[str, float]:
@@ -142,9 +164,11 @@ def _report(done: _Run, metrics_dir: Path | None) -> None:
         seconds=now - done.started,
         bars=done.bars,
         rejected=done.rejected,
+        quarantined=done.quarantined,
         refused=done.refused,
         rows=done.rows,
     )
+    lineage = done.lineage.report() if done.lineage else {}
     if not metrics_dir:
         return
     from larder.operations import metrics
@@ -161,9 +185,11 @@ def _report(done: _Run, metrics_dir: Path | None) -> None:
                 "larder_pipeline_stage_duration_seconds": done.seconds,
                 "larder_pipeline_bars_changed": done.bars,
                 "larder_pipeline_bars_rejected": done.rejected,
+                "larder_pipeline_bars_quarantined": done.quarantined,
                 "larder_pipeline_files_refused": done.refused,
                 "larder_pipeline_feature_rows_changed": done.rows,
                 **done.stored,
+                **lineage,
             },
         )
     except OSError as error:

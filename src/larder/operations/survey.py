@@ -18,7 +18,7 @@ from psycopg import sql
 
 from larder.errors import reason
 from larder.log import logger
-from larder.operations import apply, backups, evictions, feast_store, registry, runs
+from larder.operations import apply, backups, drift, evictions, feast_store, quality, registry, runs, skew, verify
 from larder.operations.credentials import Credentials
 from larder.operations.facts import Fact, State
 from larder.operations.freshness import freshness
@@ -99,6 +99,10 @@ def survey(connection: psycopg.Connection, credentials: Credentials, store: Any,
         if lost.state == State.OK:
             found.facts += _online(store, batch, served, now)
     found.facts.append(evictions.fact(credentials, store))
+    found.facts += quality.facts(connection, now, late)
+    found.facts += drift.facts(connection)
+    found.facts += verify.facts(connection, now, late)
+    found.facts += skew.facts(connection, now, late)
     found.facts += _replication(connection)
     found.facts += backups.facts(connection)
     found.facts += certificates(CERTIFICATES, now)

@@ -9,6 +9,9 @@ feature_store.yaml:
 
 The user needs SELECT on the sources, and TEMPORARY on the database, which PostgreSQL grants to everybody.
 
+With `standbys: [HOST, …]` joins read from the first of these hosts that answers as a standby, else from `host`. A
+standby can have no temporary table: there, the entity rows come with each statement.
+
 What differs from `type: postgres`:
 
 - Point-in-time joins: keys and times of the entity rows are copied into a temporary table, sorted, analyzed, and cut
@@ -65,16 +68,17 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.infra.offline_stores.offline_utils import FeatureViewQueryContext
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.registry.sql import SqlRegistry
-from feast.infra.utils.postgres.connection_utils import _get_conn
+from feast.infra.utils.postgres.connection_utils import _get_conn, _get_conn_kwargs, _get_conninfo
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 from feast.type_map import pg_type_code_to_arrow, pg_type_code_to_pg_type
 from feast.utils import _strip_version_from_ref, compute_non_entity_date_range
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 # PostgreSQL's type codes.
-TIMESTAMP, TIMESTAMPTZ = 1114, 1184
+TEXT, BPCHAR, TIMESTAMP, TIMESTAMPTZ = 25, 1042, 1114, 1184
 TIMES = frozenset({1082, TIMESTAMP, TIMESTAMPTZ})
 INTEGERS, FLOATS, TEXTS = frozenset({20, 21, 23}), frozenset({700, 701}), frozenset({25, 1043})
 NUMBERS = INTEGERS | FLOATS | {1700}
@@ -146,6 +150,9 @@ class TimescaleOfflineStoreConfig(PostgreSQLOfflineStoreConfig):  # type: ignore
     type: Literal["larder.plugins.offline_store.TimescaleOfflineStore"] = (
         "larder.plugins.offline_store.TimescaleOfflineStore"
     )
+
+    standbys: tuple[str, ...] = ()
+    """Hosts of which the first that is a standby takes the joins; where none is, `host` does."""
 
 
 class TimescaleOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc] # Feast is untyped
@@ -435,7 +442,7 @@ class PointInTimeJob(TimescaleRetrievalJob):
         if self._embed:
             yield from super().stream()
             return
-        with _get_conn(self.config.offline_store) as connection, connection.cursor() as cursor:
+        with _reading(self.config) as connection, connection.cursor() as cursor:
             # One statement per slice, but one snapshot for all.
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             yield self._join(cursor)
@@ -444,12 +451,19 @@ class PointInTimeJob(TimescaleRetrievalJob):
         request, entities = self._request, self._entities
         cursor.execute(EXACT_TEXT + PLAIN_PLANS)
         cursor.execute(PG_TEMP_LAST)
-        labels = entities.create(cursor, request.keys())
+        [(on_standby,)] = cursor.execute("SELECT pg_is_in_recovery()").fetchall()
+        labels = entities.create(cursor, request.keys(), table=not on_standby)
         probes = Probes(cursor, entities)
         sources = [_view(cursor, context, probes) for context in request.contexts]
         bounds = sorted({bound for source in sources for bound in source.bounds})
-        probes.create(bounds)
-        for number, source in enumerate(sources):
+        probes.create(bounds, table=not on_standby)
+        for number, (source, context) in enumerate(zip(sources, request.contexts, strict=True)):
+            if not source.indexed and on_standby:
+                keys = ", ".join([*source.keys, source.event_time])
+                raise ValueError(
+                    f"The source of {context.name} has no index on {keys}, and a standby can have no temporary table "
+                    "that has one: make the index, or read from the primary."
+                )
             if not source.indexed:
                 source.copy(cursor, f"larder_source_{number}")
 
@@ -461,13 +475,10 @@ class PointInTimeJob(TimescaleRetrievalJob):
         for first, last in probes.slices():
             start = bounds[first - 1] if first else None
             end = bounds[last] if last < len(bounds) else None
-            query = sql.SQL("SELECT {} FROM {} AS probe{} WHERE probe.{} BETWEEN {} AND {}").format(
+            query = sql.SQL("SELECT {} FROM {} AS probe{}").format(
                 _commas(selected),
-                PROBES,
+                probes.between(first, last),
                 _joins(sources, start, end, filter_by_created=self._filter_by_created),
-                sql.Identifier(SLICE),
-                first,
-                last,
             )
             parts.extend(_read(cursor, query, columns))
         joined = _table(parts, columns)
@@ -482,6 +493,7 @@ class Entities:
     """The entity rows: the columns of a frame as Arrow has them, or a query and the types of its columns.
 
     In the database they are a temporary table, whose columns are c0, c1, …: names as a user gives them meet no others.
+    A standby gets them as literals.
     """
 
     labels: list[Any]
@@ -491,6 +503,8 @@ class Entities:
     frame: pa.Table | None = None
     times: pa.ChunkedArray | None = None  # of the frame
     read: tuple[datetime | None, datetime | None] | None = None
+    relation: sql.Composable = field(default_factory=lambda: ENTITIES)
+    described: sql.Composable = field(default_factory=lambda: ENTITIES)  # the same columns, and perhaps no rows
 
     @property
     def names(self) -> list[str]:
@@ -546,20 +560,42 @@ class Entities:
             )
         return cls(labels, event_time, query=query, codes=codes)
 
-    def create(self, cursor: psycopg.Cursor, keys: list[str]) -> pa.Table:
-        """Create the temporary table, of a frame with keys and times only. Return all columns of all rows."""
+    def create(self, cursor: psycopg.Cursor, keys: list[str], *, table: bool) -> pa.Table:
+        """Create the temporary table, or literals, with keys and times at least. Return all columns of all rows."""
+        needed = [*dict.fromkeys([*keys, self.event_time])]
+        names = [self.column(name) for name in needed]
         if self.frame is not None:
-            needed = [*dict.fromkeys([*keys, self.event_time])]
+            assert self.times is not None
             columns = [self.times if name == self.event_time else _key(name, self.frame[name]) for name in needed]
-            table = pa.Table.from_arrays(columns, names=[self.column(name) for name in needed])
-            _upload(cursor, table, ENTITIES, temporary=True)
+            if table:
+                _upload(cursor, pa.Table.from_arrays(columns, names=names), ENTITIES, temporary=True)
+            else:
+                self._as_literals(names, columns, [str(_pg_type(column.type)) for column in columns])
             return self.frame
-        self._run(cursor)
         described: Columns = [(f"c{number}", code) for number, code in enumerate(self.codes)]
-        every = sql.SQL("SELECT * FROM {}").format(ENTITIES)
-        labels = _table(_read(cursor, every, described), described).rename_columns(self.names)
+        if table:
+            self._run(cursor)
+            every = sql.SQL("SELECT * FROM {}").format(ENTITIES)
+            labels = _table(_read(cursor, every, described), described)
+        else:
+            # Run once: its rows may be others, or in another order, when it runs again. Text is exact.
+            every = sql.SQL("SELECT *, {} FROM ({}\n) AS query ({})").format(
+                _commas(sql.SQL("{}::text").format(sql.Identifier(name)) for name in names),
+                sql.SQL(_without_semicolon(self.query or "")),
+                _commas(sql.Identifier(name) for name, _ in described),
+            )
+            both = [*described, *((f"text of {name}", TEXT) for name in names)]
+            labels = _table(_read(cursor, every, both), both)
+            kinds = [_element(cursor, self.codes[self.names.index(name)]) for name in needed]
+            self._as_literals(names, labels.columns[len(described) :], kinds)
+            labels = labels.select(range(len(described)))
+        labels = labels.rename_columns(self.names)
         self.read = _least_and_greatest(labels[self.event_time])
         return labels
+
+    def _as_literals(self, names: list[str], columns: list[pa.ChunkedArray], kinds: list[str]) -> None:
+        self.relation = _literals(names, [column.to_pylist() for column in columns], kinds)
+        self.described = _literals(names, [[] for _ in columns], kinds)
 
     def _run(self, cursor: psycopg.Cursor) -> None:
         assert self.query is not None
@@ -751,10 +787,14 @@ class Probes:
     def __init__(self, cursor: psycopg.Cursor, entities: Entities) -> None:
         self._cursor = cursor
         self._entities = entities
-        described = dict(_describe(cursor, sql.SQL("SELECT * FROM {}").format(ENTITIES)))
+        described = dict(_describe(cursor, sql.SQL("SELECT * FROM {}").format(entities.described)))
         self._codes = {name: described.get(entities.column(name)) for name in entities.names}
         self.time_code = described[entities.column(entities.event_time)]
         self._keys: dict[str, sql.Composable] = {}
+        # On a standby: the rows, their values as text, and the names and types of their columns.
+        self._rows: list[tuple[Any, ...]] | None = None
+        self._names: list[str] = []
+        self._kinds: list[str] = []
 
     def key(self, context: FeatureViewQueryContext, name: str, code: int) -> tuple[str, bool]:
         """The column that is compared with a key of a source of this type, and whether the source's has to be text."""
@@ -790,7 +830,7 @@ class Probes:
         self._keys[column] = value
         return column, as_text
 
-    def create(self, bounds: list[datetime]) -> None:
+    def create(self, bounds: list[datetime], *, table: bool) -> None:
         """Create them by slice, key and time: neighbours find the same pages of an index in the processor's cache."""
         time = sql.Identifier(self._entities.column(self._entities.event_time))
         number: sql.Composable = sql.SQL("0")
@@ -798,29 +838,47 @@ class Probes:
             array = sql.SQL("ARRAY[{}]").format(_commas(map(_literal, bounds)))
             number = sql.SQL("coalesce(width_bucket({}, {}), 0)").format(time, array)
         values = {ROW: sql.SQL("row_number() OVER () - 1"), TIME: time, SLICE: number, **self._keys}
-        statement = "CREATE TEMPORARY TABLE {} AS SELECT * FROM (SELECT {} FROM {}) AS entity ORDER BY {}"
-        self._cursor.execute(
-            sql.SQL(statement).format(
-                PROBES,
-                _commas(sql.SQL("{} AS {}").format(value, sql.Identifier(name)) for name, value in values.items()),
-                ENTITIES,
-                _commas(map(sql.Identifier, [SLICE, *self._keys, TIME])),
+        selected = _commas(sql.SQL("{} AS {}").format(value, sql.Identifier(name)) for name, value in values.items())
+        rows = sql.SQL("SELECT * FROM (SELECT {} FROM {}) AS entity ORDER BY {}")
+        order = _commas(map(sql.Identifier, [SLICE, *self._keys, TIME]))
+        if not table:
+            columns = _describe(self._cursor, rows.format(selected, self._entities.described, order))
+            self._names = [name for name, _ in columns]
+            self._kinds = [_element(self._cursor, code) for _, code in columns]
+            texts = _commas(sql.SQL("{}::text").format(sql.Identifier(name)) for name in self._names)
+            query = sql.SQL("SELECT {}, {} FROM ({}) AS probe").format(
+                sql.Identifier(SLICE), texts, rows.format(selected, self._entities.relation, order)
             )
-        )
+            self._rows = self._cursor.execute(query).fetchall()
+            return
+        statement = sql.SQL("CREATE TEMPORARY TABLE {} AS ").format(PROBES)
+        self._cursor.execute(statement + rows.format(selected, ENTITIES, order))
         self._cursor.execute(sql.SQL("CREATE INDEX ON {} ({})").format(PROBES, sql.Identifier(SLICE)))
         self._cursor.execute(sql.SQL("ANALYZE {}").format(PROBES))
 
     def slices(self) -> list[tuple[int, int]]:
         """First and last number of the slices for each statement: those with few rows go together."""
         counts = sql.SQL("SELECT {0}, count(*) FROM {1} GROUP BY {0} ORDER BY {0}")
+        if self._rows is not None:
+            sizes = sorted(Counter(row[0] for row in self._rows).items())
+        else:
+            sizes = self._cursor.execute(counts.format(sql.Identifier(SLICE), PROBES)).fetchall()
         found: list[tuple[int, int]] = []
         first, size = None, 0
-        for number, rows in self._cursor.execute(counts.format(sql.Identifier(SLICE), PROBES)).fetchall():
+        for number, rows in sizes:
             first, size = number if first is None else first, size + rows
             if size >= ROWS_PER_STATEMENT:
                 found.append((first, number))
                 first, size = None, 0
         return found if first is None else [*found, (first, number)]
+
+    def between(self, first: int, last: int) -> sql.Composable:
+        """The rows of the slices from the first to the last number."""
+        if self._rows is None:
+            rows = sql.SQL("(SELECT * FROM {} WHERE {} BETWEEN {} AND {})")
+            return rows.format(PROBES, sql.Identifier(SLICE), first, last)
+        within = [row[1:] for row in self._rows if first <= row[0] <= last]
+        return _literals(self._names, [[*column] for column in zip(*within, strict=True)], self._kinds)
 
 
 def _range(views: list[FeatureView], start: Any, end: Any) -> tuple[datetime, datetime]:
@@ -1181,6 +1239,32 @@ def _before(time: datetime | None, ttl: int) -> datetime | None:
         return time - timedelta(seconds=ttl) if time and ttl else None
     except OverflowError:
         return None
+
+
+def _reading(config: RepoConfig) -> psycopg.Connection:
+    """Connect to the first standby that answers as one, else to the host that is configured."""
+    store: TimescaleOfflineStoreConfig = config.offline_store
+    for host in store.standbys:
+        info = make_conninfo(_get_conninfo(store), host=host)
+        with contextlib.suppress(psycopg.OperationalError):
+            return psycopg.connect(info, connect_timeout=5, target_session_attrs="standby", **_get_conn_kwargs(store))
+    connection: psycopg.Connection = _get_conn(store)
+    return connection
+
+
+def _literals(names: list[str], columns: Sequence[list[Any]], kinds: list[str]) -> sql.Composed:
+    """Rows as a relation that needs no table."""
+    arrays = _commas(
+        sql.SQL("{}::{}[]").format(sql.Literal(column), sql.SQL(kind))
+        for column, kind in zip(columns, kinds, strict=True)
+    )
+    relation = sql.SQL("(SELECT * FROM unnest({}) AS literal ({}))")
+    return relation.format(arrays, _commas(map(sql.Identifier, names)))
+
+
+def _element(cursor: psycopg.Cursor, code: int | None) -> str:
+    """The type of an array's elements: `character` would be one character."""
+    return "bpchar" if code == BPCHAR else _type(cursor, code)
 
 
 def _type(cursor: psycopg.Cursor, code: int | None) -> str:

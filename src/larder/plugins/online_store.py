@@ -21,19 +21,24 @@ What differs from `type: redis`:
 - A connection is used only if its server says that it is the primary. READONLY, NOREPLICAS, a timeout and a lost
   connection drop the connection, and the nodes are asked again. So do connections to a former primary, once a new one
   is known.
+- The Sentinels are asked every WATCH_SECONDS, also while nothing is lost: a former primary that was cut off, or hung,
+  goes on to answer for some ten seconds after it is back, and its values are of before.
+- With `wait_replicas: 1` a write is done when a replica has it, too: what was acknowledged is not lost with the
+  primary, and a primary that is cut off acknowledges nothing. It costs a round trip between the two servers.
 - While the primary is away, an attempt ends within the time limits of the connection string, and others that come just
   after it fail at once. `retry_seconds` lets the synchronous client, which materializes, try again for so long.
 """
 
 import asyncio
+import os
 import time
+import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any, Literal
+from threading import Lock, Thread
+from typing import Any, Literal, cast
 
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from redis import Connection, ConnectionPool, Redis, SSLConnection
@@ -41,16 +46,25 @@ from redis import asyncio as redis_asyncio
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff, NoBackoff
+from redis.client import Pipeline
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 # How long the nodes have for their answers: on a network of hosts they take milliseconds.
 LOOK_SECONDS = 1.0
+# How long a newer failover may be unknown where nothing was lost: less than a gateway takes to trust an instance again.
+WATCH_SECONDS = 0.5
+# Redis says that a server is a replica some milliseconds before it says that the other one is the primary.
+AGAIN_SECONDS = 0.02
 # After an attempt that did not reach the primary, others fail at once for so long, instead of hanging one by one.
 AWAY_SECONDS = 0.5
+# How long a write may take to reach `wait_replicas` replicas: less than the time limits of connections.
+WAIT_MILLISECONDS = 1000
+WRITES = frozenset({"HSET", "EXPIRE", "HDEL", "DEL", "UNLINK"})
 # A server that answers so is not the primary any more, or has lost its replicas: another may have taken its place.
-NOT_PRIMARY = ("READONLY", "NOREPLICAS", "MASTERDOWN")
+NOT_PRIMARY = ("READONLY", "NOREPLICAS", "MASTERDOWN", "UNBLOCKED")
 
 Address = tuple[str, int]
 
@@ -65,12 +79,15 @@ class RedisPrimaryOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[mis
     retry_seconds: int = 0
     """For how many seconds a command of the synchronous client is tried again while there is no primary."""
 
+    wait_replicas: int = 0
+    """On how many replicas a write has to be before it counts as done."""
+
 
 class RedisPrimaryOnlineStore(RedisOnlineStore):  # type: ignore[misc] # Feast is untyped
     """See the module."""
 
-    _client: Redis | None = None
-    _client_async: redis_asyncio.Redis | None = None
+    _client: "PrimaryRedis | None" = None
+    _client_async: "AsyncPrimaryRedis | None" = None
     _primary: "Primary | None" = None
 
     def _get_client(self, online_store_config: RedisPrimaryOnlineStoreConfig) -> Redis:
@@ -82,7 +99,8 @@ class RedisPrimaryOnlineStore(RedisOnlineStore):  # type: ignore[misc] # Feast i
             made = Redis(**options).connection_pool.connection_kwargs
             kind = PrimarySSLConnection if options.get("ssl") else PrimaryConnection
             pool = ConnectionPool(kind, primary=self._primary_of(online_store_config), **made)
-            self._client = Redis.from_pool(pool)
+            self._client = cast(PrimaryRedis, PrimaryRedis.from_pool(pool))
+            self._client.wait_replicas = online_store_config.wait_replicas
         return self._client
 
     async def _get_client_async(self, online_store_config: RedisPrimaryOnlineStoreConfig) -> redis_asyncio.Redis:
@@ -92,7 +110,8 @@ class RedisPrimaryOnlineStore(RedisOnlineStore):  # type: ignore[misc] # Feast i
             made = redis_asyncio.Redis(**options).connection_pool.connection_kwargs
             kind = AsyncPrimarySSLConnection if options.get("ssl") else AsyncPrimaryConnection
             pool = redis_asyncio.ConnectionPool(kind, primary=self._primary_of(online_store_config), **made)
-            self._client_async = redis_asyncio.Redis.from_pool(pool)
+            self._client_async = cast(AsyncPrimaryRedis, AsyncPrimaryRedis.from_pool(pool))
+            self._client_async.wait_replicas = online_store_config.wait_replicas
         return self._client_async
 
     def _options(self, config: RedisPrimaryOnlineStoreConfig) -> dict[str, Any]:
@@ -162,11 +181,13 @@ class Primary:
         """
         self.nodes, self.name, self.client = nodes, name, client
         self.address: Address | None = None
+        self.failover = 0  # by which the address is known
         self.away_until = 0.0
         self.why: BaseException | None = None
         self._lock = Lock()
         self._thread: Future[Address] | None = None
         self._task: asyncio.Task[Address] | None = None
+        self._watcher = 0  # the process that watches
 
     def find(self) -> tuple[Address, bool]:
         """Return the primary's address, and whether it was asked for just now."""
@@ -191,7 +212,10 @@ class Primary:
 
     def _known(self) -> Address | None:
         if time.monotonic() < self.away_until:
-            kind = type(self.why) if isinstance(self.why, RedisError) else RedisConnectionError
+            # It is said at once: no time limit has passed for this one.
+            kind: type[RedisError] = RedisConnectionError
+            if isinstance(self.why, RedisError) and not isinstance(self.why, RedisTimeoutError):
+                kind = type(self.why)
             raise kind(f"a moment ago: {str(self.why) or 'Redis did not answer in time'}")
         return self.address
 
@@ -206,47 +230,99 @@ class Primary:
         self.away_until, self.why = time.monotonic() + AWAY_SECONDS, error
 
     async def look(self) -> Address:
-        """Ask all nodes at once."""
+        """Ask all nodes at once; again while all answer and none is the primary: two servers are changing places."""
+        end = time.monotonic() + LOOK_SECONDS
+        while True:
+            answer, changing, error = await self.ask_all(end - time.monotonic())
+            if answer.address or not changing:
+                break
+            await asyncio.sleep(AGAIN_SECONDS)
+        if answer.address is None:
+            self.away(None, error)
+            raise error
+        self.address, self.failover = answer.address, answer.failover
+        if self.name and self._watcher != os.getpid():  # a thread does not come along when a process forks
+            self._watcher = os.getpid()
+            Thread(target=asyncio.run, args=[watch(weakref.ref(self))], name="redis-sentinels", daemon=True).start()
+        return answer.address
+
+    def heard(self, answer: Answer) -> None:
+        """Follow a failover that is newer than the one by which the address is known."""
+        if answer.address and answer.failover > self.failover:
+            self.address, self.failover = answer.address, answer.failover
+
+    async def ask_all(self, seconds: float) -> tuple[Answer, bool, Exception]:
+        """Return the address that the nodes name, whether it is worth to ask them again, and what to say if not."""
         asked = [asyncio.create_task(self.ask(node)) for node in self.nodes]
         answers: list[Answer] = []
         error: Exception | None = None
+        late = False
         address = None
         try:
-            with suppress(TimeoutError):
-                for answer in asyncio.as_completed(asked, timeout=LOOK_SECONDS):
-                    try:
-                        answers.append(await answer)
-                    except (RedisError, OSError) as failed:
-                        error = error if isinstance(error, AuthenticationError) else failed
-                    if self.name and (address := agreed(answers, len(self.nodes))):
-                        break
+            for answer in asyncio.as_completed(asked, timeout=seconds):
+                try:
+                    answers.append(await answer)
+                except (RedisError, OSError) as failed:
+                    # Also of those that have not answered when the time is over.
+                    late = late or isinstance(failed, TimeoutError | RedisTimeoutError)
+                    error = error if isinstance(error, AuthenticationError) else failed
+                if self.name and (address := agreed(answers, len(self.nodes))):
+                    break
         finally:
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
         address = address or (newest(answers) if self.name else alone(answers))
-        if address is None:
+        if answers or not isinstance(error, AuthenticationError):
             why = f": {error}" if error else ""
-            if answers or not isinstance(error, AuthenticationError):
-                error = RedisConnectionError(f"no node says where the primary of Redis is{why}")
-            self.away(None, error)
-            raise error
-        self.address = address
-        return address
+            kind = RedisTimeoutError if late else RedisConnectionError
+            error = kind(f"no node says where the primary of Redis is{why}")
+        failover = max((answer.failover for answer in answers if answer.address == address), default=0)
+        return Answer(address, failover), len(answers) == len(self.nodes), error
 
     async def ask(self, node: Address) -> Answer:
         """Return what one node says; raise what redis-py raises where it does not answer."""
-        pool = self.client.connection_pool
-        connection = pool.connection_class(**pool.connection_kwargs | {"host": node[0], "port": node[1]})
+        connection = self.connection(node)
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
             if not self.name:
+                await connection.connect()  # type: ignore[no-untyped-call]
                 return Answer(node if await role(connection) == "master" else None)
-            await connection.send_command("SENTINEL", "MASTER", self.name)
-            said = pairs(await connection.read_response())
-            return Answer((said["ip"], int(said["port"])), int(said["config-epoch"]))
+            return await self.ask_sentinel(connection)
         finally:
             await connection.disconnect(nowait=True)
+
+    def connection(self, node: Address) -> AbstractConnection:
+        pool = self.client.connection_pool
+        made: AbstractConnection = pool.connection_class(**pool.connection_kwargs | {"host": node[0], "port": node[1]})
+        return made
+
+    async def ask_sentinel(self, connection: AbstractConnection) -> Answer:
+        await connection.connect()  # type: ignore[no-untyped-call]
+        await connection.send_command("SENTINEL", "MASTER", self.name)
+        said = pairs(await connection.read_response())
+        return Answer((said["ip"], int(said["port"])), int(said["config-epoch"]))
+
+
+async def watch(reference: "weakref.ref[Primary]") -> None:
+    """Hear of failovers from all Sentinels for as long as somebody wants to know the primary."""
+    primary = reference()
+    nodes = primary.nodes if primary else ()
+    del primary
+    await asyncio.gather(*(watch_sentinel(reference, node) for node in nodes))
+
+
+async def watch_sentinel(reference: "weakref.ref[Primary]", node: Address) -> None:
+    """Ask one Sentinel again and again, over a connection that is kept."""
+    connection: AbstractConnection | None = None
+    while primary := reference():
+        connection = connection or primary.connection(node)
+        try:
+            primary.heard(await primary.ask_sentinel(connection))
+        except Exception:  # whatever a Sentinel says: a watch that has ended would be missed by nobody
+            await connection.disconnect(nowait=True)
+            connection = None
+        del primary
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 def pairs(reply: Sequence[Any] | Mapping[Any, Any]) -> dict[str, str]:
@@ -373,3 +449,67 @@ class AsyncPrimaryConnection(Follower, redis_asyncio.Connection):
 
 class AsyncPrimarySSLConnection(AsyncPrimaryConnection, redis_asyncio.SSLConnection):
     """The same with TLS."""
+
+
+def wait(replicas: int, commands: Sequence[Any]) -> list[Any]:
+    """Return the command that waits until the replicas have what these write, if they write."""
+    writes = replicas and any(words[0] in WRITES for words, _ in commands)
+    return [(("WAIT", replicas, WAIT_MILLISECONDS), {})] if writes else []
+
+
+def too_few(have: int, want: int) -> RedisConnectionError:
+    return RedisConnectionError(f"NOREPLICAS {have} of {want} replicas have what was written")
+
+
+class WaitingPipeline(Pipeline):
+    """Commands that are done when the replicas have what they write; else as after a lost connection."""
+
+    wait_replicas = 0
+
+    def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: Any) -> Any:
+        execute: Callable[..., Any] = super()._execute_pipeline
+        if not (waiting := wait(self.wait_replicas, commands)):
+            return execute(connection, commands, raise_on_error)
+        *answers, have = execute(connection, [*commands, *waiting], raise_on_error)
+        if have < self.wait_replicas:
+            connection.disconnect()
+            raise too_few(have, self.wait_replicas)
+        return answers
+
+
+class PrimaryRedis(Redis):
+    """A client whose pipelines wait for replicas."""
+
+    wait_replicas = 0
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        made = WaitingPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        made.wait_replicas = self.wait_replicas
+        return made
+
+
+class AsyncWaitingPipeline(redis_asyncio.client.Pipeline):
+    """The same without blocking the event loop."""
+
+    wait_replicas = 0
+
+    async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
+        execute = super()._execute_pipeline
+        if not (waiting := wait(self.wait_replicas, commands)):
+            return await execute(connection, commands, raise_on_error)
+        *answers, have = await execute(connection, [*commands, *waiting], raise_on_error)
+        if have < self.wait_replicas:
+            await connection.disconnect(nowait=True)
+            raise too_few(have, self.wait_replicas)
+        return answers
+
+
+class AsyncPrimaryRedis(redis_asyncio.Redis):
+    """The same without blocking the event loop."""
+
+    wait_replicas = 0
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis_asyncio.client.Pipeline:
+        made = AsyncWaitingPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        made.wait_replicas = self.wait_replicas
+        return made

@@ -9,8 +9,10 @@ gunicorn calls `create_app` in each worker after the fork (see gunicorn.py). It 
   `no feature view` or `no online store`. `revision` names what the instance was started with, `unaware` the gateways
   that do not know of this status yet (see drain). The gateways ask the same on a port of their own, and are
   answered however busy this worker is (see checks). Prometheus asks there, too (see metrics).
-- The registry is read again every `cache_ttl_seconds`, in the background; while it is away, the last one is served.
-  (Feast's own timer ends for ever with the first refresh that fails.)
+- The registry is read again every `cache_ttl_seconds`, in the background; while it is away or empty, the last one is
+  served. Where views are gone, they may be about to be applied again, to a database that was lost: it is read again
+  soon. (Feast's own timer ends for ever with the first refresh that fails.)
+- A sample of what clients are answered is kept, and told at a port of its own to the pipeline's host (see served).
 - Pushes are judged before they are written (see push), reads that Feast cannot answer are explained (see
   explain), and every error has one shape and says whose it is (see failures).
 """
@@ -24,6 +26,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +52,17 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from larder.serving import drain, explain, metrics, push
-from larder.serving.checks import Checks
+from larder.serving.checks import Checks, Server
 from larder.serving.failures import HANDLERS, OneShape, failed, say_nothing
 from larder.serving.online import Online
+from larder.serving.served import Served
 
 log = logging.getLogger("uvicorn.error")
 
 # Less than HAProxy's `timeout check`.
 READY_SECONDS = 3.0
+# Between two reads of a registry that lacks something.
+SOON_SECONDS = 2.0
 # How long a thread may keep the interpreter from the event loop: Python's default is ten times as long.
 SWITCH_SECONDS = 0.0005
 # An entity that nobody has, by the type of its key.
@@ -87,6 +93,9 @@ class FeatureServer(Starlette):
         self.online: Online | None = None
         self.fast: ServerErrorMiddleware | None = None
         self.canary: dict[str, Any] | None = None
+        self.views: set[str] = set()
+        self.complete = False
+        self.served = Served.configured()
         auth = str_to_auth_manager_type(store.config.auth_config.type)
         init_security_manager(auth_type=auth, fs=store)
         init_auth_manager(auth_type=auth, server_type=ServerType.REST, auth_config=store.config.auth_config)
@@ -108,10 +117,16 @@ class FeatureServer(Starlette):
         async with AsyncExitStack() as stack:
             await self.refresh(stack)
             keep_fresh = asyncio.create_task(self.keep_fresh(stack))
+            shared = metrics.Shared(Path(os.environ["LARDER_METRICS"])) if "LARDER_METRICS" in os.environ else None
+            if shared:
+                stack.callback(asyncio.create_task(shared.keep()).cancel)
             if "LARDER_CHECK_PORT" in os.environ:
-                checks = Checks(*listener(), self.check, metrics.exposition)
+                checks = Checks(*listener("LARDER_CHECK_PORT"), self.check, partial(metrics.exposition, shared))
                 stack.callback(checks.close)
                 stack.callback(asyncio.create_task(checks.beat()).cancel)
+            if self.served:
+                stack.callback(Server(*listener("LARDER_SAMPLE_PORT"), {"/served": self.served.told}).close)
+                stack.callback(asyncio.create_task(self.served.keep()).cancel)
             notify_systemd()
             try:
                 yield
@@ -120,9 +135,14 @@ class FeatureServer(Starlette):
                 if self.online:
                     self.online.close()
 
+    @property
+    def pause(self) -> float:
+        """Seconds until the registry is read again."""
+        return self.registry_ttl if self.complete else min(SOON_SECONDS, self.registry_ttl)
+
     async def keep_fresh(self, stack: AsyncExitStack) -> None:
         while True:
-            await asyncio.sleep(self.registry_ttl if self.feast else min(2, self.registry_ttl))
+            await asyncio.sleep(self.pause)
             await self.refresh(stack)
 
     async def refresh(self, stack: AsyncExitStack) -> None:
@@ -132,18 +152,25 @@ class FeatureServer(Starlette):
                 app = await run_in_threadpool(build, self.store)
                 await stack.enter_async_context(app.router.lifespan_context(app))
                 await fail_fast(self.store)
-                self.online = Online(self.store, app, failed)
+                self.online = Online(self.store, app, failed, self.served)
                 self.fast = ServerErrorMiddleware(self.online, say_nothing)
                 self.feast = app
                 # What is here stays: looking through it again and again would hold up a request each time.
                 gc.freeze()
             else:
                 # Feast's refresh hides its errors: a read before it tells them.
-                await run_in_threadpool(self.store.registry.list_projects)
+                views = await run_in_threadpool(self.store.list_feature_views)
+                if self.views and not views:
+                    log.warning("The registry has no feature view any more: serving the former ones, reading it again.")
+                    self.complete = False
+                    return
                 await run_in_threadpool(self.store.refresh_registry)
                 assert self.online
                 await run_in_threadpool(self.online.refresh)
             self.canary = await run_in_threadpool(find_canary, self.store)
+            views = {view.name for view in self.store.list_feature_views(allow_cache=True)}
+            self.complete = bool(views) and views >= self.views
+            self.views = views
         except Exception as error:  # whatever it is, what is here goes on serving
             log.warning("The registry cannot be read (%s); trying again.", type(error).__name__)
 
@@ -228,9 +255,9 @@ def find_canary(store: FeatureStore) -> dict[str, Any] | None:
     return None
 
 
-def listener() -> tuple[tuple[str, int], ssl.SSLContext]:
-    """Return where the gateways' checks come in, and the TLS that they speak: that of the instance's clients."""
-    port = int(os.environ["LARDER_CHECK_PORT"]) + int(os.environ["LARDER_INSTANCE"]) - 1
+def listener(port_of_first: str) -> tuple[tuple[str, int], ssl.SSLContext]:
+    """Return where checks, or questions for the sample, come in, and the TLS that they speak: that of the clients."""
+    port = int(os.environ[port_of_first]) + int(os.environ["LARDER_INSTANCE"]) - 1
     own = Path(os.environ["LARDER_CERTIFICATE"])
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(own / "ca.crt"))
     tls.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -11,7 +11,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,8 +21,11 @@ STUCK_SECONDS = 20
 BEAT_SECONDS = 0.5
 # Of a check's connection.
 TIMEOUT_SECONDS = 5
+JSON = "application/json"
 
 Check = Callable[[str], tuple[int, dict[str, Any]]]
+# By path, what answers a GET: it takes the asking host's address, and returns status, content type and body.
+Routes = Mapping[str, Callable[[str], tuple[int, str, bytes]]]
 
 
 class Checks:
@@ -34,8 +37,8 @@ class Checks:
         """Listen; `check` takes the asking host's address and returns status and body. Both are called in threads."""
         self.beaten = time.monotonic()
         self.check = check
-        self.server = Server(address, tls, self.answer, metrics)
-        threading.Thread(target=self.server.serve_forever, name="checks", daemon=True).start()
+        routes: Routes = {"/ready": self.ready, "/metrics": lambda _: (200, CONTENT_TYPE_LATEST, metrics())}
+        self.server = Server(address, tls, routes)
 
     async def beat(self) -> None:
         """Note again and again that the event loop goes round."""
@@ -48,22 +51,30 @@ class Checks:
             return 503, {"status": "stuck"}
         return self.check(client)
 
+    def ready(self, client: str) -> tuple[int, str, bytes]:
+        status, answer = self.answer(client)
+        return status, JSON, json.dumps(answer).encode()
+
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
 
 
 class Server(http.server.ThreadingHTTPServer):
+    """Answers GET at some paths in threads, until it is closed."""
+
     # The workers of an instance share its port.
     allow_reuse_port = True
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(
-        self, address: tuple[str, int], tls: ssl.SSLContext | None, answer: Check, metrics: Callable[[], bytes]
-    ) -> None:
+    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None, routes: Routes) -> None:
         super().__init__(address, Handler)
-        self.tls, self.answer, self.metrics = tls, answer, metrics
+        self.tls, self.routes = tls, routes
+        threading.Thread(target=self.serve_forever, name=f"port {address[1]}", daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         # In the connection's own thread: a handshake must not hold up the next one.
@@ -80,13 +91,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        if self.path == "/metrics":
-            self.send(200, CONTENT_TYPE_LATEST, self.server.metrics())
-        else:
-            status, answer = (404, {"detail": "not found"})
-            if self.path == "/ready":
-                status, answer = self.server.answer(self.client_address[0])
-            self.send(status, "application/json", json.dumps(answer).encode())
+        route = self.server.routes.get(self.path)
+        self.send(*(route(self.client_address[0]) if route else (404, JSON, b'{"detail": "not found"}')))
 
     def send(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)

@@ -1,8 +1,10 @@
 """Whose fault an error is, and the one shape in which a client is told: {"detail": "one sentence"}.
 
 A client's mistake is found by validation and raised as an HTTPException (4xx). A store that is away or too busy, as its
-driver tells it, is a 503 without the driver's words, which may name hosts and users. Everything else is a bug of the
-server's: a 500 that says nothing, with the traceback in the journal.
+driver tells it, is a 503 without the driver's words, which may name hosts and users; a store that gave no answer in
+time is a 504. The gateway tries a 503 at another instance. It does not try a 504 again: the client has waited for a
+time limit, and would wait for one more at each instance. Everything else is a bug of the server's: a 500 that says
+nothing, with the traceback in the journal.
 """
 
 import errno
@@ -32,6 +34,7 @@ log = logging.getLogger("uvicorn.error")
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
+LATE = (TimeoutError, RedisTimeoutError, PoolTimeoutError, psycopg.errors.ConnectionTimeout)
 LOST = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError, RedisConnectionError, RedisTimeoutError)
 NETWORK = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT}
 # What Redis says when it would answer at another time: it starts, fails over, has no memory, disk or replica for it.
@@ -53,6 +56,11 @@ def is_outage(error: BaseException | None) -> bool:
     # A read-only transaction: a standby answers that was the primary a moment ago.
     later = (*LOST, psycopg.errors.ReadOnlySqlTransaction, PoolTimeoutError, DisconnectionError)
     return isinstance(error, later) or (isinstance(error, OSError) and error.errno in NETWORK)
+
+
+def is_late(error: BaseException | None) -> bool:
+    """Return whether an outage was noticed by a time limit."""
+    return isinstance(error, LATE) or (isinstance(error, DBAPIError) and is_late(error.orig))
 
 
 def answer(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -106,7 +114,7 @@ async def fail_in_store(request: Request, error: Exception) -> Response:
     if not is_outage(error):
         return await fail(request, error)
     log.error("%s failed: %s: %s", request.url.path, type(error).__name__, error)
-    return answer(503, "a store is not available")
+    return answer(504, "a store did not answer in time") if is_late(error) else answer(503, "a store is not available")
 
 
 async def fail_in_feast(request: Request, error: FeastError) -> Response:

@@ -8,7 +8,6 @@ import json
 import os
 import ssl
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -93,11 +92,9 @@ keepalive = 75
 graceful_timeout = 20
 worker_tmp_dir = os.environ["RUNTIME_DIRECTORY"]
 
-# Whichever of several workers is asked for its metrics tells those of all. One worker counts in its own memory, which
-# costs a third: that is decided when prometheus_client is imported, and Feast would decide otherwise.
+# Where the workers show each other what they have counted: whichever is asked for its metrics tells those of all.
 if workers > 1:
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ["PROMETHEUS_MULTIPROCESS_DIR"] = worker_tmp_dir
-import_module("prometheus_client")
+    os.environ["LARDER_METRICS"] = worker_tmp_dir
 
 # gunicorn would tell systemd that it is ready before its workers are: larder.serving.application tells it.
 os.environ["LARDER_NOTIFY_SOCKET"] = os.environ.pop("NOTIFY_SOCKET", "")

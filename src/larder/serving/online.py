@@ -41,6 +41,7 @@ from larder.serving.failures import is_outage
 from larder.serving.hashes import Hashes
 from larder.serving.plan import DeclinedError, Plan, Planner, declined, left
 from larder.serving.query import JSON, Query, RefusedError, body_of
+from larder.serving.served import Served
 from larder.serving.turns import Pieces, Turns, Unsent, max_values
 
 log = logging.getLogger("uvicorn.error")
@@ -68,9 +69,12 @@ class GoneError(Exception):
 class Online:
     """An ASGI application for what reads features, in front of Feast's own."""
 
-    def __init__(self, store: FeatureStore, feast: FastAPI, failed: Failed) -> None:
-        """Serve from a store whose application is `feast`; `failed` makes the answer to a request that raised."""
-        self.store, self.feast, self.failed = store, feast, failed
+    def __init__(self, store: FeatureStore, feast: FastAPI, failed: Failed, served: Served | None = None) -> None:
+        """Serve from a store whose application is `feast`; `failed` makes the answer to a request that raised.
+
+        `served` keeps a sample of what clients are answered.
+        """
+        self.store, self.feast, self.failed, self.served = store, feast, failed, served
         self.most = max_values()
         self.plans: dict[tuple[tuple[str, ...], str, bool], Plan] = {}
         self.planner = Planner(store)
@@ -131,7 +135,7 @@ class Online:
             elif not turn:
                 turn = await self.begin(self.turns, client, request)
             try:
-                return await self.read(query, plan, client), b"larder"
+                return await self.read(query, plan, client, self.served), b"larder"
             except DeclinedError as declined:
                 why = str(declined)
         finally:
@@ -269,7 +273,7 @@ class Online:
                     plans[key] = planner.at_once(*key) or planner.ask(*key)
         self.plans, self.planner = plans, planner
 
-    async def read(self, query: Query, plan: Plan, client: bytes = b"") -> list[bytes]:
+    async def read(self, query: Query, plan: Plan, client: bytes = b"", served: Served | None = None) -> list[bytes]:
         """Return the answer in parts; DeclinedError where Feast has to answer."""
         if self.declined:
             raise DeclinedError(self.declined)
@@ -278,15 +282,22 @@ class Online:
             query.limit(self.most, plan.width)
         answer, entities, rows = Answer(plan, query), query.entities, query.rows
         metrics.ROWS.inc(rows)
+        sampled = served.pick(rows) if served else -1
         if rows * plan.width <= SMALL_READ:
-            answer.add(entities, await self.hashes.read(plan, entities), time.time())
+            replies, now = await self.hashes.read(plan, entities), time.time()
+            answer.add(entities, replies, now)
+            if served and sampled >= 0:
+                served.note(query, plan, entities, replies, sampled, now)
             return answer.parts()
         step = rows if rows <= plan.whole else plan.step
         for start in range(0, rows, step):
             if rows > step:
                 entities = {name: values[start : start + step] for name, values in query.entities.items()}
             async with self.pieces.piece(client):
-                answer.add(entities, await self.hashes.read(plan, entities), time.time())
+                replies, now = await self.hashes.read(plan, entities), time.time()
+                answer.add(entities, replies, now)
+                if served and 0 <= sampled - start < len(replies[0]):
+                    served.note(query, plan, entities, replies, sampled - start, now)
                 if rows <= step:
                     return answer.parts()
         async with self.pieces.piece(client):
