@@ -24,6 +24,12 @@ def workers(server: Host, unit: str) -> list[str]:
     return sorted(server.check_output(f"cat /proc/{main}/task/{main}/children").split())
 
 
+def listens(server: Host, unit: str, before: str) -> bool:
+    """Whether a worker that began after *before* answers health checks: it opens their port when its store is there."""
+    sockets = server.check_output("ss -Hltnp")
+    return any(f"pid={worker}," in sockets for worker in workers(server, unit) if worker != before)
+
+
 @pytest.fixture(scope="module")
 def memory(hosts: dict[str, Host], stats: Stats) -> Iterator[Callable[[str], tuple[int, int]]]:
     """Let the instances' limits of memory be enforced; yield what an instance has used at most, and may use."""
@@ -47,7 +53,8 @@ def memory(hosts: dict[str, Host], stats: Stats) -> Iterator[Callable[[str], tup
             [before] = workers(server, unit)
             server.check_output(f"kill {before}")
             end = time.monotonic() + 120
-            while workers(server, unit) in ([], [before]) or stats("status", "check_status")[unit] != ("UP", "L7OK"):
+            # The gateway calls the former worker UP until three checks have failed, the new one listens at its own port.
+            while not listens(server, unit, before) or stats("status", "check_status")[unit] != ("UP", "L7OK"):
                 assert time.monotonic() < end
                 time.sleep(1)
 
