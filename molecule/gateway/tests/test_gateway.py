@@ -427,6 +427,27 @@ def test_without_redis_the_answer_is_a_quick_503_until_redis_is_back(hosts, gate
     assert gateway.read_until(None, 30).status == 200
 
 
+def test_a_read_is_answered_while_the_last_instances_go_away(hosts, gateway, stats):
+    """It is on its way from instance to instance when none is left: HAProxy itself would close the connection."""
+    answers, redis = Counter(), hosts["server1"]
+
+    def reads():
+        while answers["no feature server is available"] < 20:
+            answers[gateway.read("ANY", gateway.reader).json.get("detail")] += 1
+
+    with ThreadPoolExecutor(8) as clients:
+        running = [clients.submit(reads) for _ in range(8)]
+        redis.check_output("systemctl stop redis-server")
+        try:
+            for each in running:
+                each.result(60)
+        finally:
+            answers["no feature server is available"] += 20
+            redis.check_output("systemctl start redis-server")
+    wait_until_up(stats)
+    assert set(answers) == {None, "a store is not available", "no feature server is available"}
+
+
 def test_the_former_haproxy_configuration_is_kept(on):
     kept = on("gateway1").file("/etc/haproxy/haproxy.cfg.before-larder")
     assert "frontend shop" in kept.content_string
