@@ -177,6 +177,12 @@ def apart_faults(groups: Groups) -> Iterator[str]:
         yield f"{host}: it is in the groups backup and timescaledb; backups must be on another host than the database"
 
 
+def login_faults(groups: Groups) -> Iterator[str]:
+    """Whoever sees Feast's web interface logs in with a token of the monitoring."""
+    if groups.get("feast_ui") and not groups.get("monitoring"):
+        yield "group feast_ui: it has a host, and group monitoring has none, whose tokens (viewer) let people in"
+
+
 def failover_faults(groups: Groups) -> Iterator[str]:
     """Where etcd decides who the primary is, a majority of it survives a host, and there is somebody to promote."""
     members, databases = groups.get("etcd", ()), groups.get("timescaledb", ())
@@ -619,6 +625,7 @@ def judge(
     return [
         *group_faults(groups, stack.groups),
         *apart_faults(groups),
+        *login_faults(groups),
         *failover_faults(groups),
         *address_faults(hosts),
         *replica_faults(groups, hosts),

@@ -53,7 +53,7 @@ def memory(hosts: dict[str, Host], stats: Stats) -> Iterator[Callable[[str], tup
             [before] = workers(server, unit)
             server.check_output(f"kill {before}")
             end = time.monotonic() + 120
-            # The gateway calls the former worker UP until three checks have failed, the new one listens at its own port.
+            # The gateway calls the former worker UP until three checks have failed; the new one opens the port.
             while not listens(server, unit, before) or stats("status", "check_status")[unit] != ("UP", "L7OK"):
                 assert time.monotonic() < end
                 time.sleep(1)

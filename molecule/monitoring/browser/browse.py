@@ -1,7 +1,8 @@
 """A person with a browser, on a machine that is in no group: a command a line, and what it sees, a line.
 
-Commands are JSON: `open` with `url`, `password`, `scheme`, `width`, `height`; `look`; `wait` with `selector` and
-`seconds`; `click` with `selector`; `picture`, which is answered with a PNG.
+Commands are JSON: `open` with `url`, `password`, `scheme`, `width`, `height`, and with `until`, a selector to wait
+for, where the page is another one than the board; `look`; `wait` with `selector` and `seconds`; `click` with
+`selector`; `picture`, which is answered with a PNG.
 """
 
 import base64
@@ -55,7 +56,15 @@ class Reader:
         self.complaints: list[str] = []
         self.asked: list[list[object]] = []
 
-    def open(self, url: str, password: str, scheme: str = "dark", width: int = 1440, height: int = 900) -> None:
+    def open(
+        self,
+        url: str,
+        password: str,
+        scheme: str = "dark",
+        width: int = 1440,
+        height: int = 900,
+        until: str = "#when:not(:empty)",
+    ) -> None:
         if self.page:
             self.page.context.close()
         context = self.browser.new_context(
@@ -72,7 +81,7 @@ class Reader:
         self.page.on("requestfailed", lambda request: self.complaints.append(f"{request.url}: {request.failure}"))
         self.page.on("response", lambda answer: self.asked.append([answer.request.method, answer.url, answer.status]))
         self.page.goto(url)
-        self.page.locator("#when:not(:empty)").wait_for()
+        self.page.locator(until).first.wait_for()
 
     def do(self, command: dict[str, object]) -> object:
         what = command.pop("do")
@@ -85,6 +94,8 @@ class Reader:
             self.page.locator(str(command["selector"])).first.click()
         elif what == "picture":
             return {"png": base64.b64encode(self.page.screenshot(full_page=bool(command.get("whole")))).decode()}
+        if "until" in command:
+            return {"text": self.page.inner_text("body"), "complaints": self.complaints, "asked": self.asked}
         return {**self.page.evaluate(LOOK), "complaints": self.complaints, "asked": self.asked}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import shlex
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIENTS = Path(__file__).parents[1] / "clients"
+# Where the pictures of docs/ are made anew: LARDER_PICTURES=docs.
+PICTURES = os.environ.get("LARDER_PICTURES", "")
 
 
 class Monitoring:
@@ -64,6 +69,43 @@ class Monitoring:
         took = time.monotonic() - begun
         print(f"{what}: {took:.0f} s")
         return took
+
+
+class Browser:
+    """A browser that is told what to do, and says what a person sees."""
+
+    def __init__(self, process: subprocess.Popen[str], board: str, viewer: str) -> None:
+        self.process, self.board, self.viewer = process, board, viewer
+
+    def do(self, **command: object) -> dict[str, Any]:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the browser has ended"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def open(self, **how: object) -> dict[str, Any]:
+        """Open the board, or another page, and log in as a viewer."""
+        return self.do(**{"do": "open", "url": self.board, "password": self.viewer, **how})
+
+    def picture(self, name: str, **how: object) -> None:
+        if PICTURES:
+            png = base64.b64decode(self.do(do="picture", **how)["png"])
+            (ROOT / PICTURES / name).write_bytes(png)
+
+
+@pytest.fixture(scope="session")
+def browser(inventory: Any) -> Iterator[Browser]:
+    argv = inventory.argv("stranger", "sudo -H nice /opt/browser/venv/bin/python /opt/browser/browse.py")
+    viewer = inventory.variables("app1")["monitoring_tokens"]["viewer"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        board = f"https://{inventory.address('app1')}:8443/board/"
+        yield Browser(process, board, viewer[0] if isinstance(viewer, list) else viewer)
+        assert process.stdin
+        process.stdin.close()
 
 
 @pytest.fixture(scope="session")

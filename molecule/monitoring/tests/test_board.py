@@ -6,10 +6,8 @@ import base64
 import http.client
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Browser
 
 ROOT = Path(__file__).resolve().parents[3]
 BOARD = json.loads((ROOT / "roles/monitoring/files/board/board.json").read_text())
 PANELS = [panel for dashboard in BOARD["dashboards"] for panel in dashboard["panels"]]
 DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 QUERY = "api/v1/query?query=up"
-# Where the pictures of docs/ are made anew: LARDER_PICTURES=docs.
-PICTURES = os.environ.get("LARDER_PICTURES", "")
 
 # Asks Prometheus itself, past the gateway: [[expression, time]] on standard input.
 ASK = """
@@ -72,43 +69,9 @@ class Gateway:
         return self.ask(path, **more)[0]
 
 
-class Browser:
-    """A browser that is told what to do, and says what a person sees."""
-
-    def __init__(self, process: subprocess.Popen[str], gateway: Gateway) -> None:
-        self.process, self.gateway = process, gateway
-
-    def do(self, **command: object) -> dict[str, Any]:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, "the browser has ended"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def open(self, **how: object) -> dict[str, Any]:
-        return self.do(do="open", url=self.gateway.url, password=self.gateway.viewer, **how)
-
-    def picture(self, name: str, **how: object) -> None:
-        if PICTURES:
-            png = base64.b64decode(self.do(do="picture", **how)["png"])
-            (ROOT / PICTURES / name).write_bytes(png)
-
-
 @pytest.fixture(scope="module")
 def gateway(inventory: Any) -> Gateway:
     return Gateway(inventory)
-
-
-@pytest.fixture(scope="module")
-def browser(inventory: Any, gateway: Gateway) -> Iterator[Browser]:
-    argv = inventory.argv("stranger", "sudo -H nice /opt/browser/venv/bin/python /opt/browser/browse.py")
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Browser(process, gateway)
-        assert process.stdin
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ def _feature_store(purpose: str, content: str) -> None:
             raise ConfigError(f"Feast cannot use the configuration of {purpose}: {type(error).__name__}.") from None
         _postgresql(registry, f"{purpose} at the registry", registry=purpose == "pipeline")
         _postgresql(offline, f"{purpose} at the offline store", registry=False)
-        _redis(online, purpose)
+        if online is not None:
+            _redis(online, purpose)
 
 
 def _postgresql(conninfo: str, where: str, *, registry: bool) -> None:

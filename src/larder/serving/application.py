@@ -274,11 +274,16 @@ def notify_systemd() -> None:
             sock.sendto(b"READY=1", address.replace("@", "\0", 1))
 
 
-def create_app() -> Starlette:
-    """Build the application from this process's credentials."""
+def open_store() -> FeatureStore:
+    """Return Feast's store by this process's credentials."""
     try:
-        store = FeatureStore(fs_yaml_file=Path(os.environ["CREDENTIALS_DIRECTORY"]) / "feature_store.yaml")
+        return FeatureStore(fs_yaml_file=Path(os.environ["CREDENTIALS_DIRECTORY"]) / "feature_store.yaml")
     except Exception as error:  # Feast's messages quote the file, passwords included
         raise SystemExit(f"feature_store.yaml cannot be used: {type(error).__name__}") from None
+
+
+def create_app() -> Starlette:
+    """Build the application from this process's credentials."""
+    store = open_store()
     sys.setswitchinterval(SWITCH_SECONDS)
     return FeatureServer(store)
