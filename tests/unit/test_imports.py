@@ -42,7 +42,7 @@ MODULES = {
         "answer hashes served",
         "online",
         "application",
-        "gunicorn",
+        "feast_ui gunicorn",
     ),
     "operations": (
         "credentials facts feast_store registry",

@@ -321,6 +321,10 @@ WRONG_HOSTS: dict[str, tuple[dict[str, Any], str]] = {
         {"etcd": {"db1": {}, "cache1": {}, "pipeline1": {}}},
         "group etcd: it has hosts, and group timescaledb has db1 alone; failover needs a second database host.",
     ),
+    "a web interface without tokens": (
+        {"feast_ui": {"server1": {}}},
+        "group feast_ui: it has a host, and group monitoring has none, whose tokens (viewer) let people in.",
+    ),
     "no group": ({"pipeline": None}, "group pipeline: it has no host in the inventory and needs at least 1."),
     "empty group": ({"gateway": {}}, "group gateway: it has no host in the inventory and needs at least 1."),
     "misspelt group": (

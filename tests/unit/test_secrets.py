@@ -101,6 +101,15 @@ def clients(purpose: str, password: str, directory: Path) -> dict[str, dict[str,
     }
 
 
+def test_who_looks_at_the_registry_has_no_login_of_the_online_store(tmp_path: Path) -> None:
+    path = tmp_path / "feature_store.yaml"
+    path.write_text(render("browse", "secret"), encoding="utf-8")
+    config = load_repo_config(tmp_path, path)
+    assert config.online_store is None
+    assert make_url(config.registry.path).username.startswith("feast_serve_")
+    assert config.registry.schema_mode == "verify"
+
+
 @pytest.mark.parametrize("purpose", ["pipeline", "push"])
 def test_what_is_written_online_lives_for_a_year(purpose: str, tmp_path: Path) -> None:
     path = tmp_path / "feature_store.yaml"

@@ -24,6 +24,7 @@ MONITORED = {
     "larder_postgres_exporter_port": "9187",
     "larder_redis_exporter_port": "9121",
     "larder_gateway_metrics_port": "8405",
+    "larder_feast_uis": "0",
 }
 
 init_plugin_loader()
@@ -142,7 +143,7 @@ def test_a_service_is_there_only_where_its_variable_is_set() -> None:
         return [
             port["service"]
             for port in ask("ports", here)
-            if port["service"] not in ("node_exporter", "gateway_metrics")
+            if port["service"] not in ("node_exporter", "gateway_metrics", "gateway_feast_ui")
         ]
 
     assert services() == services(gateway_vip="") == ["gateway"]
