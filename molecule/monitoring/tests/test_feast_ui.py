@@ -153,3 +153,14 @@ def test_it_comes_back_after_it_was_killed(on: Callable[[str, str], str], page: 
     while page.ask(VIEWS, password=page.tokens["viewer"])[0] != 200:
         assert time.monotonic() < end
         time.sleep(2)
+
+
+def test_it_follows_a_rotation_of_its_login(
+    play: Callable[..., dict[str, int]], on: Callable[[str, str], str], page: Page
+) -> None:
+    """The run itself ends where the former login is still in use, and proves that it is refused."""
+    began = on("monitor1", "systemctl show --value --property=ActiveEnterTimestampMonotonic feast-ui.service")
+    play("ansible/new_secrets.yml", "-e", "secrets=timescaledb_passwords.serve")
+    play("ansible/rotate_secrets.yml", "--tags=timescaledb", "-e", "larder_drain_seconds=120")
+    assert on("monitor1", "systemctl show --value --property=ActiveEnterTimestampMonotonic feast-ui.service") != began
+    assert page.see(VIEWS)["featureViews"]
