@@ -47,6 +47,7 @@ import data
 from data import FORMULAS, INTEGERS, VIEWS
 from larder.bars.load import load
 from larder.features.compute import compute
+from larder.features.definitions import LOAD, RUN
 from larder.postgres import session, tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +120,7 @@ def features(bars: Arrays) -> Arrays:
 def floor(url: str, symbols: list[str], days: npt.NDArray[np.datetime64], bars: list[Arrays]) -> dict[str, float]:
     started = time.perf_counter()
     times = pa.array(days).cast(pa.timestamp("us", "UTC"))
+    one_of_all = pa.array(np.ones(len(days), np.int32))
     with session.connect(url, "floor") as connection, connection.transaction():
         for first in range(0, len(symbols), SYMBOLS_AT_ONCE):
             parts: dict[str, list[pa.Table]] = {table: [] for table in TABLES}
@@ -127,6 +129,7 @@ def floor(url: str, symbols: list[str], days: npt.NDArray[np.datetime64], bars: 
                 found = features(one)
                 for table, names in zip(TABLES, (list(one), *VIEWS.values()), strict=True):
                     values = {name: _column(name, found[name]) for name in names}
+                    values[LOAD if table == BARS else RUN] = one_of_all
                     parts[table].append(pa.table(key | values))
             for table, held in parts.items():
                 tables.copy_in(connection, table, pa.concat_tables(held))
@@ -238,7 +241,8 @@ def stored(url: str, symbols: Sequence[str]) -> Stored:
     with psycopg.connect(url) as connection:
         for table in TABLES:
             cursor = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(session.identifier(table)))
-            names = [column.name for column in cursor.description or [] if column.name not in tables.KEY]
+            no_values = {*tables.KEY, LOAD, RUN}  # of which row, and who wrote it
+            names = [column.name for column in cursor.description or [] if column.name not in no_values]
             statement = sql.SQL(
                 "SELECT symbol, array_agg(array[{}]::float8[] ORDER BY event_timestamp) FROM {} "
                 "WHERE symbol = ANY(%s) GROUP BY symbol"
