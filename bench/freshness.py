@@ -11,7 +11,7 @@ has to be the one pushed. CPU is counted by systemd unit for each row, without w
 
 ``bars``, on the pipeline's host, as root: a file with a new day of each symbol is put where the pipeline looks, the
 pipeline is started at once, as cron does, and every symbol is read until it has the new day. The stages are what the
-pipeline says of itself; `start` is the rest. The symbols and their history are loaded first.
+pipeline says of itself: `check` comes when all is served. The symbols and their history are loaded first.
 """
 
 from __future__ import annotations
@@ -223,8 +223,7 @@ def bars(chosen: argparse.Namespace) -> dict[str, Any]:
         served = time.perf_counter() - landed
         pipeline.join()
         asks.close()
-        parts = stages()
-        runs.append({"served": served, **parts, "start": served - sum(parts.values())})
+        runs.append({"served": served, **stages()})
         print(runs[-1], file=sys.stderr)
     medians = {part: round(statistics.median(run[part] for run in runs), 2) for part in runs[0]}
     spread = {

@@ -198,7 +198,7 @@ def freshness(pushes: dict[str, Any]) -> list[str]:
 
 def landed(bars: dict[str, Any]) -> list[str]:
     """Return a table of the way of a new day from its file to the gateway, by stage."""
-    stages = ["start", "load", "compute", "materialize", "served"]
+    stages = ["load", "compute", "materialize", "served", "check"]
     title = f"From the file of a new day to served features: {bars['symbols']:,} symbols, {bars['history_days']} days"
     return sheet(title, [f"{stage}, s" for stage in stages], [[number(bars["seconds"][stage]) for stage in stages]])
 
