@@ -63,6 +63,14 @@ def changed(output: str) -> dict[str, int]:
     return {host: int(count) for host, count in RECAP.findall(output.rpartition("PLAY RECAP")[2])}
 
 
+def changes(playbook: str, *arguments: str, inventory: str | Path) -> dict[str, int]:
+    """Run a playbook over a scenario's hosts; return how many tasks changed something, by host where any did."""
+    inventories = [ROOT / "molecule/shared/inventory", inventory]
+    result = run(playbook, *arguments, inventories=inventories, one_stream=True, timeout=1200)
+    assert result.returncode == 0, result.stdout[-6000:]
+    return {host: count for host, count in changed(result.stdout).items() if count}
+
+
 def tasks_that_changed(output: str) -> list[str]:
     """Return the names of the tasks that changed something, from a playbook's output."""
     return [task.partition("]")[0] for task in output.split("\nTASK [")[1:] if "\nchanged: [" in task]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,7 @@ def vip(inventory: Any) -> str:
 @pytest.fixture(scope="session")
 def play(pytestconfig: pytest.Config) -> Callable[..., dict[str, int]]:
     """Run a playbook; return how many tasks changed something, by host."""
-    inventories = [ROOT / "molecule/shared/inventory", Path(pytestconfig.getoption("--ansible-inventory"))]
-
-    def play(playbook: str, *arguments: str) -> dict[str, int]:
-        result = playbooks.run(playbook, *arguments, inventories=inventories, one_stream=True, timeout=1200)
-        assert result.returncode == 0, result.stdout[-6000:]
-        return {host: count for host, count in playbooks.changed(result.stdout).items() if count}
-
-    return play
+    return partial(playbooks.changes, inventory=pytestconfig.getoption("--ansible-inventory"))
 
 
 @pytest.fixture(scope="session")
