@@ -427,16 +427,22 @@ def test_without_redis_the_answer_is_a_quick_503_until_redis_is_back(hosts, gate
     assert gateway.read_until(None, 30).status == 200
 
 
-def test_a_read_is_answered_while_the_last_instances_go_away(hosts, gateway, stats):
-    """It is on its way from instance to instance when none is left: HAProxy itself would close the connection."""
+@pytest.mark.parametrize("kind", ["read", "push"])
+def test_a_request_is_answered_while_the_last_instances_go_away(hosts, gateway, stats, kind):
+    """It is on its way from instance to instance when none is left: HAProxy itself would close a read's connection."""
     answers, redis = Counter(), hosts["server1"]
 
-    def reads():
+    def ask():
+        read = kind == "read"
+        return gateway.read("ANY", gateway.reader) if read else gateway.push("GOES-AWAY", 1.5, gateway.writer)
+
+    def asks():
         while answers["no feature server is available"] < 20:
-            answers[gateway.read("ANY", gateway.reader).json.get("detail")] += 1
+            answer = ask()
+            answers[answer.json["detail"] if answer.status != 200 else None] += 1
 
     with ThreadPoolExecutor(8) as clients:
-        running = [clients.submit(reads) for _ in range(8)]
+        running = [clients.submit(asks) for _ in range(8)]
         redis.check_output("systemctl stop redis-server")
         try:
             for each in running:
